@@ -1,0 +1,55 @@
+# The CUDA half: finds nvcc (CUDACXX, PATH, then the PyPI wheels nvidia-cuda-nvcc, -crt, -runtime, -cccl and
+# nvidia-nvvm, which an isolated build can only look up by path) and picks the architectures.
+# find_package(CUDAToolkit) fails on those wheels and is not needed: nothing but cudart is linked.
+set(BIGMODEL_WITH_CUDA 0)
+set(BIGMODEL_CUDA_ARCHITECTURES "")
+if(BIGMODEL_CUDA STREQUAL "OFF")
+  set(BIGMODEL_CUDA_STATUS "not built: BIGMODEL_CUDA=OFF")
+  return()
+endif()
+
+execute_process(COMMAND ${Python_EXECUTABLE} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+  OUTPUT_VARIABLE purelib OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+set(wheel_root "${purelib}/nvidia/cu13")
+find_program(BIGMODEL_NVCC nvcc HINTS ENV CUDACXX PATHS "${wheel_root}/bin")
+if(DEFINED ENV{CUDACXX})
+  set(BIGMODEL_NVCC "$ENV{CUDACXX}")
+endif()
+if(NOT BIGMODEL_NVCC)
+  if(BIGMODEL_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "BIGMODEL_CUDA=ON, but nvcc is neither in CUDACXX, nor on PATH, nor in ${wheel_root}/bin.")
+  endif()
+  set(BIGMODEL_CUDA_STATUS "not built: no nvcc in CUDACXX, on PATH or from PyPI")
+  return()
+endif()
+
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE capabilities ERROR_QUIET RESULT_VARIABLE no_gpu)
+  if(no_gpu EQUAL 0)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]+" capabilities "${capabilities}")
+    list(REMOVE_DUPLICATES capabilities)
+    string(REPLACE "." "" capabilities "${capabilities}")
+    list(TRANSFORM capabilities APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
+  else()
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+  endif()
+endif()
+
+set(CMAKE_CUDA_COMPILER "${BIGMODEL_NVCC}")
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+if(BIGMODEL_NVCC MATCHES "^${wheel_root}")
+  # The wheels keep libcudart_static.a in lib/, where nvcc's own profile does not look.
+  set(CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS} -L${wheel_root}/lib")
+endif()
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+
+list(TRANSFORM BIGMODEL_OPS REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE cuda_sources)
+add_library(bigmodel_cuda STATIC csrc/cuda/device.cu ${cuda_sources})
+target_compile_options(bigmodel_cuda PRIVATE
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Xfatbin=-compress-all -Xptxas=-v>)
+set(BIGMODEL_WITH_CUDA 1)
+list(JOIN CMAKE_CUDA_ARCHITECTURES " " BIGMODEL_CUDA_ARCHITECTURES)
+set(BIGMODEL_CUDA_STATUS "built with nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${BIGMODEL_CUDA_ARCHITECTURES}")

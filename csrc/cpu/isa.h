@@ -1,0 +1,21 @@
+// Which instruction set the CPU kernels run on: detected once, overridable downwards with BIGMODEL_ISA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace bigmodel::cpu {
+
+std::vector<std::string> isas_built();
+std::vector<std::string> isas_usable();  // built, and this processor has them; the best last
+std::string isa_chosen();
+void choose_isa(const std::string& name);  // throws std::invalid_argument naming the usable ones
+
+// Index of the chosen instruction set in isas_built(): the first index of every op's ISA x dtype table.
+int isa_index();
+
+// Asks the kernel to back the aligned inside of a fresh buffer with huge pages before its first touch.
+void advise_huge_pages(void* address, int64_t bytes);
+
+}  // namespace bigmodel::cpu
