@@ -13,7 +13,8 @@ else()
   set(BIGMODEL_FLAGS_neon -march=armv8-a)
 endif()
 
-set(BIGMODEL_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes)
+# GCC warns about its own AVX-512 headers (maybe-uninitialized) and about the ABI of internal vector arguments (psabi).
+set(BIGMODEL_WARNINGS -Wall -Wextra -Wno-psabi -Wno-ignored-attributes -Wno-maybe-uninitialized)
 if(BIGMODEL_SANITIZE)
   set(BIGMODEL_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)
   add_link_options(-fsanitize=address,undefined)
@@ -22,7 +23,7 @@ endif()
 set(isa_objects)
 foreach(isa IN LISTS BIGMODEL_ISAS)
   list(TRANSFORM BIGMODEL_OPS REPLACE "(.+)" "csrc/cpu/\\1.isa.cpp" OUTPUT_VARIABLE isa_sources)
-  add_library(bigmodel_cpu_${isa} OBJECT ${isa_sources})
+  add_library(bigmodel_cpu_${isa} OBJECT csrc/cpu/convert.isa.cpp ${isa_sources})
   target_compile_definitions(bigmodel_cpu_${isa} PRIVATE BIGMODEL_ISA=${isa})
   target_compile_options(bigmodel_cpu_${isa} PRIVATE
     ${BIGMODEL_FLAGS_${isa}} -O3 -fno-math-errno -fno-trapping-math ${BIGMODEL_WARNINGS} ${BIGMODEL_SANITIZE_FLAGS})
@@ -32,8 +33,6 @@ endforeach()
 
 list(TRANSFORM BIGMODEL_OPS REPLACE "(.+)" "csrc/cpu/\\1.cpp" OUTPUT_VARIABLE cpu_sources)
 add_library(bigmodel_cpu STATIC csrc/cpu/isa.cpp ${cpu_sources} ${isa_objects})
-list(JOIN BIGMODEL_ISAS "," isa_names)
-target_compile_definitions(bigmodel_cpu PRIVATE BIGMODEL_ISAS=${isa_names})
 target_compile_options(bigmodel_cpu PRIVATE -O3 -fopenmp ${BIGMODEL_WARNINGS} ${BIGMODEL_SANITIZE_FLAGS})
 
 # A weak symbol in a per-instruction-set object could be the copy that the linker keeps for everyone, and older

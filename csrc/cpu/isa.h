@@ -5,6 +5,13 @@
 #include <string>
 #include <vector>
 
+// The namespaces that csrc/cpu/*.isa.cpp is compiled into, the plainest first; cmake/cpu.cmake has their flags.
+#if defined(__x86_64__)
+#define BIGMODEL_FOR_EACH_ISA(X) X(v2) X(v3) X(v4)
+#else
+#define BIGMODEL_FOR_EACH_ISA(X) X(neon)
+#endif
+
 namespace bigmodel::cpu {
 
 std::vector<std::string> isas_built();

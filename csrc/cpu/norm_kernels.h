@@ -1,0 +1,72 @@
+// What csrc/cpu/norm.cpp asks of csrc/cpu/norm.isa.cpp: kernels over one chunk of one row, all activations of one
+// dtype, weight and bias already in the compute type with weight_offset added.
+#pragma once
+
+#include "../op.h"
+#include "isa.h"
+
+namespace bigmodel::cpu {
+
+// A row is reduced chunk by chunk whatever its length and whoever computes it; 4096 float32 of x, weight and out are
+// 48 KiB, the first-level cache of the smallest current server core.
+constexpr int64_t kChunk = 4096;
+
+struct Moments {
+  double mean;    // 0 for rms_norm
+  double square;  // sum of (x - mean)^2
+};
+
+struct NormChunk {
+  void* out;
+  const void* x;
+  const void* weight;
+  const void* bias;  // layer_norm only
+  int64_t n;
+  double mean, rstd;
+};
+
+struct NormGradChunk {
+  const void* grad_out;
+  const void* saved;  // x, or `out` if from_output
+  const void* weight;
+  const void* bias;  // read only if from_output by layer_norm
+  int64_t n;
+  double mean, rstd;
+  bool from_output;
+  // Of the second kernel only.
+  void* grad_x;
+  const void* grad_summed;  // or null
+  void* grad_weight;        // compute type, added to; or null
+  void* grad_bias;          // compute type, added to; or null, and null for rms_norm
+  double mean_g, mean_g_xhat;
+};
+
+struct GradSums {
+  double g;       // sum of g; 0 for rms_norm
+  double g_xhat;  // sum of g * xhat
+};
+
+struct NormKernels {
+  Moments (*moments)(const void* x, int64_t n);
+  void (*apply)(const NormChunk& chunk);
+  GradSums (*grad_sums)(const NormGradChunk& chunk);
+  void (*grad_apply)(const NormGradChunk& chunk);
+};
+
+struct NormTable {
+  NormKernels layer[kDTypes];
+  NormKernels rms[kDTypes];
+};
+
+#define BIGMODEL_DECLARE(isa) namespace isa { extern const NormTable norm_table; }
+BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
+#undef BIGMODEL_DECLARE
+
+inline const NormTable& norm_table() {
+#define BIGMODEL_ENTRY(isa) &isa::norm_table,
+  static const NormTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
+#undef BIGMODEL_ENTRY
+  return *tables[isa_index()];
+}
+
+}  // namespace bigmodel::cpu

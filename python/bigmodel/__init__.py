@@ -1,0 +1,32 @@
+"""bigmodel: fused training ops for PyTorch, and a planner for GPU-hours.
+
+Public names are resolved on first use (PEP 562), so that `import bigmodel.schedule` needs no torch.
+"""
+
+from importlib import import_module as _import_module
+
+_HOMES = {
+    "layer_norm": "bigmodel.ops",
+    "rms_norm": "bigmodel.ops",
+    "add_layer_norm": "bigmodel.ops",
+    "add_rms_norm": "bigmodel.ops",
+    "convert": "bigmodel.convert",
+    "revert": "bigmodel.convert",
+    "ConvertReport": "bigmodel.convert",
+}
+_MODULES = ("compat", "nn", "ops")
+
+__version__ = "0.1.0"
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(_import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return _import_module(f"bigmodel.{name}")
+    raise AttributeError(f"module 'bigmodel' has no attribute '{name}'")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,47 @@
+"""Argument checks that every op shares: each failure is one sentence naming the op and the argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel._native import DTYPE_CODES
+
+SUPPORTED = "float32, bfloat16, float16 or float64"
+
+
+def tensor(op: str, argument: str, value: Any) -> None:
+    """A floating-point tensor of a supported dtype on a supported device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}.")
+    if value.dtype not in DTYPE_CODES:
+        raise TypeError(f"{op}: {argument} has dtype {value.dtype}; supported are {SUPPORTED}.")
+    if not (value.is_cpu or value.is_cuda or value.is_meta):
+        raise ValueError(f"{op}: {argument} is on device '{value.device}'; supported are cpu and cuda.")
+
+
+def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str, device: torch.device) -> None:
+    """A tensor of exactly this shape (described by `what`) on this device."""
+    tensor(op, argument, value)
+    if value.shape != shape:
+        raise ValueError(f"{op}: {argument} has shape {tuple(value.shape)}, but {what} is {tuple(shape)}.")
+    if value.device != device:
+        raise ValueError(f"{op}: {argument} is on device '{value.device}', but input is on '{device}'.")
+
+
+def dtype(op: str, argument: str, value: Any) -> None:
+    if value not in DTYPE_CODES:
+        raise TypeError(f"{op}: {argument} is {value!r}; supported are {SUPPORTED}.")
+
+
+def number(op: str, argument: str, value: Any, minimum: float = -math.inf) -> None:
+    """A finite real number, at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}.")
+    if not math.isfinite(value) or value < minimum:
+        least = "" if minimum == -math.inf else f" and at least {minimum:g}"
+        raise ValueError(f"{op}: {argument} is {value}; it must be finite{least}.")

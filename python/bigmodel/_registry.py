@@ -1,0 +1,127 @@
+"""Between torch and the native functions: the only file that touches torch.library.
+
+An op has two ways in. The short way calls its body, or one autograd.Function around it, and costs a few microseconds;
+`direct` says when it may be taken. Everything else (torch.compile, fake and meta tensors, DTensor, functorch, tracing,
+dispatch modes) goes through the op that `register` puts into torch's dispatcher.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from bigmodel import _native
+
+_C = _native.load()
+_LIBRARY = torch.library.Library("bigmodel", "DEF")
+_HUGE_PAGE_BYTES = 4 << 20  # two huge pages: below that there may be no aligned one inside
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing_state = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
+
+
+def direct(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call on these tensors may skip torch's dispatcher: all plain, on one real device, nothing watching."""
+    if _is_compiling() or _dispatch_modes() or _functorch_level() is not None or _tracing_state() is not None:
+        return False
+    for tensor in tensors:
+        if tensor is not None:
+            kind = type(tensor)
+            if (kind is not Tensor and kind is not Parameter) or not (tensor.is_cpu or tensor.is_cuda):
+                return False
+    return True
+
+
+def native(tensor: Tensor) -> Any:
+    """The table of native functions for the tensor's device."""
+    if tensor.is_cpu:
+        return _C.cpu
+    if not hasattr(_C, "cuda"):
+        raise RuntimeError(f"bigmodel: a tensor is on {tensor.device}, but CUDA was {_C.cuda_status}.")
+    return _C.cuda
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """The last two arguments of a native call: (threads, 0) on a CPU, (device ordinal, stream) on CUDA."""
+    if tensor.is_cpu:
+        return torch.get_num_threads(), 0
+    index = tensor.get_device()
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A fresh output. On a CPU a large one is backed by huge pages: else its first touch outweighs the arithmetic."""
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    if tensor.nbytes >= _HUGE_PAGE_BYTES and tensor.is_cpu:
+        _C.cpu.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The result dtype of an op that torch's autocast runs in float32 on CUDA and leaves alone on a CPU."""
+    if tensor.is_cuda and tensor.dtype is not torch.float64 and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return tensor.dtype
+
+
+_sharding_rules: dict[Any, Callable] = {}
+
+
+def register(
+    name: str,
+    schema: str,
+    body: Callable,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    sharding: Callable | None = None,
+) -> Any:
+    """Defines `bigmodel::name` for CPU and CUDA and returns the op; call it through `dispatch`.
+
+    `backward` and `setup_context` are those of torch.library.register_autograd; `sharding` is a DTensor rule for
+    torch.distributed.tensor.experimental.register_sharding. vmap runs the op once per sample.
+    """
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, body, "CPU")
+    _LIBRARY.impl(name, body, "CUDA")
+    qualified = f"bigmodel::{name}"
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    op = getattr(torch.ops.bigmodel, name).default
+    torch.library.register_vmap(qualified, functools.partial(_vmap_by_sample, op), lib=_LIBRARY)
+    if sharding is not None:
+        _sharding_rules[op] = sharding
+    return op
+
+
+def _vmap_by_sample(op, info, in_dims, *args):
+    def sample(index):
+        return [arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, in_dims, strict=True)]
+
+    results = zip(*(op(*sample(index)) for index in range(info.batch_size)), strict=True)
+    stacked = tuple(torch.stack(result) for result in results)
+    return stacked, (0,) * len(stacked)
+
+
+def dispatch(op: Any, *args: Any) -> Any:
+    """Calls a registered op, after giving DTensor its rules if DTensor is in use."""
+    if _sharding_rules and not _is_compiling() and "torch.distributed.tensor" in sys.modules:
+        from torch.distributed.tensor.experimental import register_sharding
+
+        while _sharding_rules:
+            ruled, rule = _sharding_rules.popitem()
+            register_sharding(ruled)(rule)
+    return op(*args)

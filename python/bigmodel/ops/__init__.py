@@ -1,0 +1,5 @@
+"""The ops, one file each."""
+
+from bigmodel.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+
+__all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
