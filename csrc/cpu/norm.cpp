@@ -195,19 +195,24 @@ class Forward : Rows {
   Affine weight_, bias_;
 };
 
+// At least 8 rows in a block, so that its partial sums are a small part of the traffic, and at most 128 blocks.
+int64_t row_blocks(int64_t rows) { return std::min<int64_t>((rows + 7) / 8, 128); }
+
 class Backward : Rows {
  public:
   Backward(const NormBackward& a, Exec exec, bool centred)
       : Rows(a.rows, a.cols, exec), a_(a), centred_(centred), compute_(compute_dtype(a.x_dtype)),
         dtype_(a.out_dtype == a.x_dtype ? a.x_dtype : compute_),
         kernels_(centred ? norm_table().layer[int(dtype_)] : norm_table().rms[int(dtype_)]),
-        blocks_(norm_backward_blocks(a.rows, a.cols, exec)),
+        blocks_(row_blocks(a.rows)),
         saved_{a.saved, a.saved_stride, a.from_output ? a.out_dtype : a.x_dtype, dtype_},
         grad_out_{a.grad_out, a.grad_out_stride, a.out_dtype, dtype_},
         grad_summed_{a.grad_summed, a.grad_summed_stride, a.x_dtype, dtype_},
         grad_x_{a.grad_x, a.cols, a.x_dtype, dtype_}, grad_cast_{a.grad_cast, a.cols, a.cast_dtype, dtype_},
         weight_(a.weight, a.weight_dtype, compute_, a.weight_offset, 1, a.cols, threads),
-        bias_(a.bias, a.weight_dtype, compute_, 0, 0, centred && a.from_output ? a.cols : 0, threads) {}
+        bias_(a.bias, a.weight_dtype, compute_, 0, 0, centred && a.from_output ? a.cols : 0, threads) {
+    if (a.grad_weight || a.grad_bias) partials_.reset(new char[blocks_ * 2 * cols * size_of(compute_)]);
+  }
 
   void run() {
     if (share_rows(blocks_)) {
@@ -245,11 +250,11 @@ class Backward : Rows {
   int64_t first_row(int64_t block) const { return rows * block / blocks_; }
 
   char* partial(int64_t block, int which, int64_t c) const {
-    return static_cast<char*>(a_.partials) + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
+    return partials_.get() + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
   }
 
   void clear(int64_t block, int64_t c) const {
-    if (!a_.partials) return;
+    if (!partials_) return;
     std::memset(partial(block, 0, c), 0, size(c) * size_of(compute_));
     if (centred_) std::memset(partial(block, 1, c), 0, size(c) * size_of(compute_));
   }
@@ -277,7 +282,7 @@ class Backward : Rows {
     NormGradChunk chunk = this->chunk(row, c, saved, grad_out);
     chunk.grad_x = grad_x_.chunk(row, begin(c), grad_x);
     if (a_.grad_summed) chunk.grad_summed = grad_summed_.chunk(row, begin(c), size(c), grad_summed);
-    if (a_.partials) {
+    if (partials_) {
       chunk.grad_weight = partial(block, 0, c);
       chunk.grad_bias = partial(block, 1, c);
     }
@@ -310,6 +315,7 @@ class Backward : Rows {
   Source saved_, grad_out_, grad_summed_;
   Sink grad_x_, grad_cast_;
   Affine weight_, bias_;
+  std::unique_ptr<char[]> partials_;  // (blocks, 2, cols)
 };
 
 }  // namespace
@@ -319,7 +325,6 @@ void rms_norm_forward(const NormForward& args, Exec exec) { Forward(args, exec, 
 void layer_norm_backward(const NormBackward& args, Exec exec) { Backward(args, exec, true).run(); }
 void rms_norm_backward(const NormBackward& args, Exec exec) { Backward(args, exec, false).run(); }
 
-// At least 8 rows in a block, so that its partial sums are a small part of the traffic, and at most 128 blocks.
-int64_t norm_backward_blocks(int64_t rows, int64_t, Exec) { return std::min<int64_t>((rows + 7) / 8, 128); }
+int64_t norm_backward_blocks(int64_t, int64_t, Exec) { return 0; }
 
 }  // namespace bigmodel::cpu

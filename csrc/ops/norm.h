@@ -59,7 +59,7 @@ void layer_norm_forward(const NormForward& args, Exec exec);
 void rms_norm_forward(const NormForward& args, Exec exec);
 void layer_norm_backward(const NormBackward& args, Exec exec);
 void rms_norm_backward(const NormBackward& args, Exec exec);
-// How many row blocks the weight gradients are cut into: the first dimension of NormBackward::partials.
+// 0: the CPU keeps its partial sums itself, since a tensor for them costs more than a small call.
 int64_t norm_backward_blocks(int64_t rows, int64_t cols, Exec exec);
 }  // namespace cpu
 
@@ -68,6 +68,7 @@ void layer_norm_forward(const NormForward& args, Exec exec);
 void rms_norm_forward(const NormForward& args, Exec exec);
 void layer_norm_backward(const NormBackward& args, Exec exec);
 void rms_norm_backward(const NormBackward& args, Exec exec);
+// How many row blocks the weight gradients are cut into: the first dimension of NormBackward::partials.
 int64_t norm_backward_blocks(int64_t rows, int64_t cols, Exec exec);
 }  // namespace cuda
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from bigmodel import _check, _registry
 from bigmodel._native import DTYPE_CODES
 
+_float32 = torch.float32
 # What eps=None stands for; stock's rms_norm takes the input dtype's own (docs/numerics.md).
 _DEFAULT_EPS = {
     torch.float32: torch.finfo(torch.float32).eps,
@@ -22,15 +23,37 @@ _DEFAULT_EPS = {
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, summed_dtype):
-    _check.tensor(op, "input", input)
+def _fits(input, residual, shape, weight, bias, eps, weight_offset, out_dtype):
+    """A quick yes to nearly every call; naming what is wrong, and the rarer right, is _check_arguments' part."""
+    dtype, index = input.dtype, input.get_device()
+    return (
+        residual is None
+        and len(shape) == 1
+        and input.shape[-1:] == shape
+        and input.is_contiguous()
+        and input.numel() > 0
+        and (
+            weight is None
+            or weight.shape == shape
+            and weight.is_contiguous()
+            and weight.get_device() == index
+            and ((kind := weight.dtype) is dtype or kind is _float32)
+            and (bias is None or bias.shape == shape and bias.is_contiguous() and bias.get_device() == index and bias.dtype is kind)
+        )
+        and (bias is None or weight is not None)
+        and type(eps) is float
+        and 0.0 <= eps < math.inf
+        and weight_offset == 0.0
+        and out_dtype is dtype
+    )
+
+
+def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype):
     dims = len(shape)
     if not dims or input.dim() < dims or tuple(input.shape[input.dim() - dims :]) != shape:
         raise ValueError(f"{op}: normalized_shape {shape} does not match the end of input's shape {tuple(input.shape)}.")
     if residual is not None:
         _check.like(op, "residual", residual, input.shape, "input", input.device)
-        _check.dtype(op, "residual_dtype", summed_dtype)
-    x_dtype = input.dtype if residual is None else summed_dtype
     for argument, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             _check.like(op, argument, value, shape, "normalized_shape", input.device)
@@ -59,78 +82,113 @@ def _as_rows(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
     return (matrix, matrix.stride(0)) if matrix.stride(1) == 1 else (tensor.contiguous(), cols)
 
 
-def _columns(tensor: Tensor, dims: int) -> int:
-    return tensor.size(-1) if dims == 1 else math.prod(tensor.shape[tensor.dim() - dims :])
-
-
 def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
+    return torch.float64 if dtype is torch.float64 else _float32
 
 
-def _forward(centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, summed_dtype, statistics=True):
-    """(out, summed, mean, rstd); what does not exist, or is not wanted, is None."""
-    shape, device = input.shape, input.device
-    summed = None if residual is None else _registry.empty(shape, summed_dtype, device)
-    out = _registry.empty(shape, out_dtype, device)
-    cols = _columns(input, dims)
-    row_shape = shape[: input.dim() - dims]
-    mean = rstd = None
-    if statistics:
-        dtype = _statistics_dtype(input.dtype if residual is None else summed_dtype)
-        rstd = torch.empty(row_shape, dtype=dtype, device=device)
-        mean = torch.empty(row_shape, dtype=dtype, device=device) if centred else None
-    if out.numel():
+def _empty_statistics(like: Tensor, centred: bool, dims: int, x_dtype: torch.dtype) -> Tensor:
+    """(1 or 2, *rows): rstd, after the mean if there is one."""
+    rows = like.shape[: like.dim() - dims]
+    return like.new_empty((2 if centred else 1, *rows), dtype=_statistics_dtype(x_dtype))
+
+
+def _statistics_pointers(statistics: Tensor | None, centred: bool) -> tuple[int, int]:
+    if statistics is None:
+        return 0, 0
+    first = statistics.data_ptr()
+    return (first, first + statistics.nbytes // 2) if centred else (0, first)
+
+
+def _forward(
+    centred, input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype,
+):  # fmt: skip
+    """(out, summed, statistics); summed is None without a residual."""
+    statistics = _empty_statistics(input, centred, dims, x_dtype)
+    out, summed = _forward_into(
+        statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, x_dtype
+    )
+    return out, summed, statistics
+
+
+def _forward_into(
+    statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, x_dtype,
+):  # fmt: skip
+    out = _registry.empty_like(input, out_dtype)
+    summed = None if residual is None else _registry.empty_like(input, x_dtype)
+    count = out.numel()
+    if count:
+        shape = input.shape
+        cols = shape[-1] if dims == 1 else math.prod(shape[len(shape) - dims :])
         input, stride = _as_rows(input, cols)
         residual, residual_stride = (None, 0) if residual is None else _as_rows(residual, cols)
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        table, pointer = _registry.native(input), _registry.pointer
+        mean, rstd = _statistics_pointers(statistics, centred)
+        index, stream = _registry.place(input)
+        table = _registry.native(input)
         (table.layer_norm_forward if centred else table.rms_norm_forward)(
-            out.data_ptr(), pointer(summed), pointer(mean), pointer(rstd),
-            input.data_ptr(), pointer(residual), pointer(weight), pointer(bias),
-            out.numel() // cols, cols, stride, residual_stride,
-            DTYPE_CODES[out_dtype],
-            0 if summed is None else DTYPE_CODES[summed_dtype],
-            DTYPE_CODES[input.dtype],
+            out.data_ptr(), 0 if summed is None else summed.data_ptr(), mean, rstd,
+            input.data_ptr(), 0 if residual is None else residual.data_ptr(),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            count // cols, cols, stride, residual_stride,
+            DTYPE_CODES[out_dtype], DTYPE_CODES[x_dtype], DTYPE_CODES[input.dtype],
             0 if residual is None else DTYPE_CODES[residual.dtype],
             0 if weight is None else DTYPE_CODES[weight.dtype],
-            eps, weight_offset, *_registry.place(input),
+            eps, weight_offset, index, stream,
         )  # fmt: skip
-    return out, summed, mean, rstd
+    return out, summed
+
+
+def _plain_forward(centred, input, weight, bias, eps):
+    """`_forward_into` for arguments that `_fits` in contiguous memory: on small rows inference pays for Python alone."""
+    out = _registry.empty_like(input, input.dtype)
+    cols = input.size(-1)
+    code = DTYPE_CODES[input.dtype]
+    index, stream = _registry.place(input)
+    table = _registry.native(input)
+    (table.layer_norm_forward if centred else table.rms_norm_forward)(
+        out.data_ptr(), 0, 0, 0, input.data_ptr(), 0,
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        out.numel() // cols, cols, cols, 0,
+        code, code, code, 0, 0 if weight is None else DTYPE_CODES[weight.dtype],
+        eps, 0.0, index, stream,
+    )  # fmt: skip
+    return out
 
 
 def _backward(
-    centred, grad_out, grad_summed, saved, mean, rstd, weight, bias,
+    centred, grad_out, grad_summed, saved, statistics, weight, bias,
     dims, weight_offset, from_output, x_dtype, cast_dtype, wants_weight, wants_bias,
 ):  # fmt: skip
     """(grad_x, grad_cast, grad_weight, grad_bias); what does not exist, or is not wanted, is None."""
-    shape, device = grad_out.shape, grad_out.device
-    cols = _columns(grad_out, dims)
-    grad_x = _registry.empty(shape, x_dtype, device)
-    grad_cast = None if cast_dtype is None else _registry.empty(shape, cast_dtype, device)
-    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=device) if wants_weight else None
-    grad_bias = torch.empty(bias.shape, dtype=bias.dtype, device=device) if wants_bias else None
+    grad_x = _registry.empty_like(grad_out, x_dtype)
+    grad_cast = None if cast_dtype is None else _registry.empty_like(grad_out, cast_dtype)
+    grad_weight = _registry.empty_like(weight, weight.dtype) if wants_weight else None
+    grad_bias = _registry.empty_like(bias, bias.dtype) if wants_bias else None
+    shape = grad_out.shape
+    cols = shape[-1] if dims == 1 else math.prod(shape[len(shape) - dims :])
     if not cols:
         return grad_x, grad_cast, grad_weight, grad_bias
     rows = grad_out.numel() // cols
-    table, pointer, (index, stream) = _registry.native(grad_out), _registry.pointer, _registry.place(grad_out)
+    index, stream = _registry.place(grad_out)
+    table = _registry.native(grad_out)
     partials = None
-    if wants_weight or wants_bias:
-        blocks = table.norm_backward_blocks(rows, cols, index)
-        partials = torch.empty(blocks * 2 * cols, dtype=_statistics_dtype(x_dtype), device=device)
+    if (wants_weight or wants_bias) and (blocks := table.norm_backward_blocks(rows, cols, index)):
+        partials = torch.empty(blocks * 2 * cols, dtype=_statistics_dtype(x_dtype), device=grad_out.device)
     grad_out, grad_out_stride = _as_rows(grad_out, cols)
     saved, saved_stride = _as_rows(saved, cols)
     grad_summed, grad_summed_stride = (None, 0) if grad_summed is None else _as_rows(grad_summed, cols)
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
+    mean, rstd = _statistics_pointers(statistics, centred)
     (table.layer_norm_backward if centred else table.rms_norm_backward)(
-        grad_x.data_ptr(), pointer(grad_cast), pointer(grad_weight), pointer(grad_bias), pointer(partials),
-        grad_out.data_ptr(), pointer(grad_summed), saved.data_ptr(), pointer(mean), pointer(rstd),
-        pointer(weight), pointer(bias),
+        grad_x.data_ptr(), 0 if grad_cast is None else grad_cast.data_ptr(),
+        0 if grad_weight is None else grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
+        0 if partials is None else partials.data_ptr(),
+        grad_out.data_ptr(), 0 if grad_summed is None else grad_summed.data_ptr(), saved.data_ptr(), mean, rstd,
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         rows, cols, grad_out_stride, grad_summed_stride, saved_stride,
-        DTYPE_CODES[x_dtype],
-        0 if cast_dtype is None else DTYPE_CODES[cast_dtype],
-        DTYPE_CODES[grad_out.dtype],
+        DTYPE_CODES[x_dtype], 0 if cast_dtype is None else DTYPE_CODES[cast_dtype], DTYPE_CODES[grad_out.dtype],
         0 if weight is None else DTYPE_CODES[weight.dtype],
         weight_offset, from_output, index, stream,
     )  # fmt: skip
@@ -154,52 +212,57 @@ def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, input, residual, weight, bias,
-        centred, dims, eps, weight_offset, memory_efficient, out_dtype, summed_dtype,
-    ):  # fmt: skip
-        out, summed, mean, rstd = _forward(
-            centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, summed_dtype
-        )
-        x = input if residual is None else summed
-        ctx.save_for_backward(out if memory_efficient else x, mean, rstd, weight, bias)
-        ctx.arguments = (centred, dims, eps, weight_offset, memory_efficient, x.dtype, out_dtype)
-        ctx.dtypes = (input.dtype, None if residual is None else residual.dtype)
+    def forward(ctx, input, residual, weight, bias, centred, arguments):
+        out, summed, statistics = _forward(centred, input, residual, weight, bias, *arguments)
+        ctx.save_for_backward(out if arguments[3] else input if residual is None else summed, statistics, weight, bias)
+        ctx.centred, ctx.arguments = centred, arguments
+        if residual is None:
+            ctx.dtypes = (input.dtype, None)
+            return out
+        ctx.dtypes = (input.dtype, residual.dtype)
         ctx.set_materialize_grads(False)
-        return out if residual is None else (out, summed)
+        return out, summed
 
     @staticmethod
     def backward(ctx, grad_out, grad_summed=None):
-        saved, mean, rstd, weight, bias = ctx.saved_tensors
-        centred, dims, eps, weight_offset, memory_efficient, x_dtype, out_dtype = ctx.arguments
+        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype = ctx.arguments
         input_dtype, residual_dtype = ctx.dtypes
-        wants_input, wants_residual, wants_weight, wants_bias = ctx.needs_input_grad[:4]
         grad_x = grad_cast = grad_weight = grad_bias = None
         if grad_out is None:
             grad_x = grad_summed
-        elif torch.is_grad_enabled():  # create_graph=True: the gradient itself must have one
-            if memory_efficient:
-                raise RuntimeError("bigmodel: memory_efficient=True has no second derivative; call with memory_efficient=False.")
-            sources = [tensor for tensor in (saved, weight, bias) if tensor is not None and tensor.requires_grad]
-            with torch.enable_grad():
-                out = _reference(centred, saved, weight, bias, dims, eps, weight_offset, out_dtype)
-            grads = iter(torch.autograd.grad(out, sources, grad_out, create_graph=True))
-            grad_x = next(grads) if saved.requires_grad else None
-            grad_weight = next(grads) if wants_weight else None
-            grad_bias = next(grads) if wants_bias else None
-            if grad_summed is not None and grad_x is not None:
-                grad_x = grad_x + grad_summed
+        elif torch.is_grad_enabled():
+            grad_x, grad_weight, grad_bias = _differentiable_backward(ctx, grad_out, grad_summed)
         else:
-            cast_dtype = next((d for d in (input_dtype, residual_dtype) if d is not None and d is not x_dtype), None)
             grad_x, grad_cast, grad_weight, grad_bias = _backward(
-                centred, grad_out, grad_summed, saved, mean, rstd, weight, bias,
-                dims, weight_offset, memory_efficient, x_dtype, cast_dtype, wants_weight, wants_bias,
+                ctx.centred, grad_out, grad_summed, *ctx.saved_tensors, dims, weight_offset, memory_efficient,
+                x_dtype, _cast_dtype(x_dtype, input_dtype, residual_dtype), wants_weight, wants_bias,
             )  # fmt: skip
         return (
             _in_dtype(grad_x, grad_cast, input_dtype) if wants_input else None,
             _in_dtype(grad_x, grad_cast, residual_dtype) if wants_residual else None,
-            grad_weight, grad_bias, None, None, None, None, None, None, None,
+            grad_weight, grad_bias, None, None,
         )  # fmt: skip
+
+
+def _differentiable_backward(ctx, grad_out, grad_summed):
+    """(grad_x, grad_weight, grad_bias) with a graph of their own: for create_graph=True."""
+    saved, _, weight, bias = ctx.saved_tensors
+    dims, eps, weight_offset, memory_efficient, out_dtype, _ = ctx.arguments
+    if memory_efficient:
+        raise RuntimeError("bigmodel: memory_efficient=True has no second derivative; call with memory_efficient=False.")
+    sources = [tensor for tensor in (saved, weight, bias) if tensor is not None and tensor.requires_grad]
+    out = _reference(ctx.centred, saved, weight, bias, dims, eps, weight_offset, out_dtype)
+    grads = dict(zip(map(id, sources), torch.autograd.grad(out, sources, grad_out, create_graph=True), strict=True))
+    grad_x = grads.get(id(saved))
+    if grad_x is not None and grad_summed is not None:
+        grad_x = grad_x + grad_summed
+    return grad_x, grads.get(id(weight)), grads.get(id(bias))
+
+
+def _cast_dtype(x_dtype, input_dtype, residual_dtype):
+    """The second dtype that the gradient of x is wanted in, if there is one."""
+    return next((dtype for dtype in (input_dtype, residual_dtype) if dtype not in (x_dtype, None)), None)
 
 
 def _in_dtype(grad_x: Tensor | None, grad_cast: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -212,11 +275,10 @@ def _in_dtype(grad_x: Tensor | None, grad_cast: Tensor | None, dtype: torch.dtyp
 
 _FORWARD_SCHEMA = (
     "(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, int dims, float eps, float weight_offset, "
-    "bool memory_efficient, ScalarType out_dtype, ScalarType summed_dtype) "
-    "-> (Tensor out, Tensor summed, Tensor mean, Tensor rstd)"
+    "bool memory_efficient, ScalarType out_dtype, ScalarType x_dtype) -> (Tensor out, Tensor summed, Tensor statistics)"
 )
 _BACKWARD_SCHEMA = (
-    "(Tensor grad_out, Tensor? grad_summed, Tensor saved, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "(Tensor grad_out, Tensor? grad_summed, Tensor saved, Tensor statistics, Tensor? weight, Tensor? bias, "
     "int dims, float weight_offset, bool from_output, ScalarType x_dtype, ScalarType? cast_dtype, "
     "bool wants_weight, bool wants_bias) -> (Tensor grad_x, Tensor grad_cast, Tensor grad_weight, Tensor grad_bias)"
 )
@@ -227,100 +289,82 @@ def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ..
     return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _placements(spec, dims: int):
-    """DTensor placements of one mesh dimension: row dimensions shard freely, normalised ones are replicated."""
+def _row_placements(spec, dims: int):
+    """For each way to place rows on a mesh dimension (normalised dimensions are replicated): of x, and of statistics."""
     from torch.distributed.tensor import Replicate, Shard
 
-    return [Replicate(), *(Shard(i) for i in range(len(spec.tensor_meta.shape) - dims))]
+    rows = len(spec.tensor_meta.shape) - dims
+    return [(Replicate(), Replicate()), *((Shard(i), Shard(i + 1)) for i in range(rows))]
 
 
 def _forward_sharding(input, residual, weight, bias, dims, *scalars):
     from torch.distributed.tensor import Replicate
 
-    replicated = Replicate()
+    whole = Replicate()
     return [
         (
-            [rows, rows if residual is not None else replicated, rows, rows],
-            [rows, None if residual is None else rows, None if weight is None else replicated,
-             None if bias is None else replicated, None, *(None for _ in scalars)],
+            [x, whole if residual is None else x, statistics],
+            [x, None if residual is None else x, None if weight is None else whole, None if bias is None else whole,
+             None, *(None for _ in scalars)],
         )
-        for rows in _placements(input, dims)
+        for x, statistics in _row_placements(input, dims)
     ]  # fmt: skip
 
 
-def _backward_sharding(grad_out, grad_summed, saved, mean, rstd, weight, bias, dims, *scalars):
+def _backward_sharding(grad_out, grad_summed, saved, statistics, weight, bias, dims, *scalars):
     from torch.distributed.tensor import Partial, Replicate
 
-    replicated = Replicate()
+    whole = Replicate()
     *_, cast_dtype, wants_weight, wants_bias = scalars
     strategies = []
-    for rows in _placements(grad_out, dims):
-        summed = replicated if rows == replicated else Partial()
+    for x, rows in _row_placements(grad_out, dims):
+        summed = whole if x == whole else Partial()
         strategies.append((
-            [rows, rows if cast_dtype is not None else replicated,
-             summed if wants_weight else replicated, summed if wants_bias else replicated],
-            [rows, None if grad_summed is None else rows, rows, rows, rows,
-             None if weight is None else replicated, None if bias is None else replicated, None, *(None for _ in scalars)],
+            [x, whole if cast_dtype is None else x, summed if wants_weight else whole, summed if wants_bias else whole],
+            [x, None if grad_summed is None else x, x, rows, None if weight is None else whole,
+             None if bias is None else whole, None, *(None for _ in scalars)],
         ))  # fmt: skip
     return strategies
 
 
 def _register(name: str, centred: bool):
-    def forward(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, summed_dtype):
-        results = _forward(centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, summed_dtype)
-        return _present(results, results[3])
+    def forward(input, *arguments):
+        return _present(_forward(centred, input, *arguments), input)
 
-    def forward_fake(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, summed_dtype):
+    def forward_fake(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
         out = torch.empty(input.shape, dtype=out_dtype, device=input.device)
-        summed = None if residual is None else torch.empty(input.shape, dtype=summed_dtype, device=input.device)
-        dtype = _statistics_dtype(input.dtype if residual is None else summed_dtype)
-        rstd = torch.empty(input.shape[: input.dim() - dims], dtype=dtype, device=input.device)
-        return _present((out, summed, torch.empty_like(rstd) if centred else None, rstd), rstd)
+        summed = None if residual is None else torch.empty(input.shape, dtype=x_dtype, device=input.device)
+        return _present((out, summed, _empty_statistics(input, centred, dims, x_dtype)), input)
 
-    def backward(
-        grad_out, grad_summed, saved, mean, rstd, weight, bias, dims, weight_offset, from_output, x_dtype, cast_dtype,
-        wants_weight, wants_bias,
-    ):  # fmt: skip
-        grads = _backward(
-            centred, grad_out, grad_summed, saved, mean if centred else None, rstd, weight, bias,
-            dims, weight_offset, from_output, x_dtype, cast_dtype, wants_weight, wants_bias,
-        )  # fmt: skip
-        return _present(grads, rstd)
+    def backward(grad_out, *arguments):
+        return _present(_backward(centred, grad_out, *arguments), grad_out)
 
     def backward_fake(
-        grad_out, grad_summed, saved, mean, rstd, weight, bias, dims, weight_offset, from_output, x_dtype, cast_dtype,
+        grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, from_output, x_dtype, cast_dtype,
         wants_weight, wants_bias,
     ):  # fmt: skip
         grad_x = torch.empty(grad_out.shape, dtype=x_dtype, device=grad_out.device)
         grad_cast = None if cast_dtype is None else torch.empty_like(grad_x, dtype=cast_dtype)
         grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if wants_weight else None
         grad_bias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device) if wants_bias else None
-        return _present((grad_x, grad_cast, grad_weight, grad_bias), rstd)
+        return _present((grad_x, grad_cast, grad_weight, grad_bias), grad_out)
 
     def setup_context(ctx, inputs, output):
-        input, residual, weight, bias, dims, _, weight_offset, memory_efficient, _, summed_dtype = inputs
-        out, summed, mean, rstd = output
+        input, residual, weight, bias, dims, _, weight_offset, memory_efficient, _, x_dtype = inputs
+        out, summed, statistics = output
         saved = out if memory_efficient else input if residual is None else summed
-        ctx.save_for_backward(saved, mean, rstd, weight, bias)
-        x_dtype = input.dtype if residual is None else summed_dtype
+        ctx.save_for_backward(saved, statistics, weight, bias)
         ctx.arguments = (dims, weight_offset, memory_efficient, x_dtype)
         ctx.dtypes = (input.dtype, None if residual is None else residual.dtype)
-        ctx.out = (out.shape, out.dtype)
 
-    def autograd_backward(ctx, grad_out, grad_summed, _grad_mean, _grad_rstd):
-        saved, mean, rstd, weight, bias = ctx.saved_tensors
+    def autograd_backward(ctx, grad_out, grad_summed, _grad_statistics):
         dims, weight_offset, memory_efficient, x_dtype = ctx.arguments
         input_dtype, residual_dtype = ctx.dtypes
-        wants_input, wants_residual, wants_weight, wants_bias = ctx.needs_input_grad[:4]
-        if residual_dtype is None:
-            grad_summed = None
-        if grad_out is None:
-            shape, dtype = ctx.out
-            grad_out = torch.zeros(shape, dtype=dtype, device=saved.device)
-        cast_dtype = next((d for d in (input_dtype, residual_dtype) if d is not None and d != x_dtype), None)
+        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        cast_dtype = _cast_dtype(x_dtype, input_dtype, residual_dtype)
         grad_x, grad_cast, grad_weight, grad_bias = backward_op(
-            grad_out, grad_summed, saved, mean, rstd, weight, bias, dims, weight_offset, memory_efficient,
-            x_dtype, cast_dtype, wants_weight, wants_bias,
+            grad_out, None if residual_dtype is None else grad_summed, *ctx.saved_tensors,
+            dims, weight_offset, memory_efficient, x_dtype, cast_dtype, wants_weight, wants_bias,
         )  # fmt: skip
         grad_cast = None if cast_dtype is None else grad_cast
         return (
@@ -349,33 +393,30 @@ def _norm(
     weight_offset, memory_efficient, out_dtype, residual_dtype=None,
 ):  # fmt: skip
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    summed_dtype = None
-    if residual is not None:
-        _check.tensor(op, "input", input)
-        _check.tensor(op, "residual", residual)
-        summed_dtype = torch.promote_types(input.dtype, residual.dtype) if residual_dtype is None else residual_dtype
     _check.tensor(op, "input", input)
+    x_dtype = input.dtype
+    if residual is not None:
+        x_dtype = torch.promote_types(x_dtype, residual.dtype) if residual_dtype is None else residual_dtype
+        _check.dtype(op, "residual_dtype", x_dtype)
     if eps is None:
-        eps = _DEFAULT_EPS[input.dtype if residual is None else summed_dtype]
+        eps = _DEFAULT_EPS[x_dtype]
     if out_dtype is None:
         out_dtype = _registry.autocast_dtype(input)
-    _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, summed_dtype)
-    dims = len(shape)
     tensors = (input, residual, weight, bias)
-    if not _registry.direct(tensors):
-        out, summed, _, _ = _registry.dispatch(
-            _FORWARD_OPS[centred], *tensors, dims, eps, weight_offset, memory_efficient, out_dtype,
-            input.dtype if residual is None else summed_dtype,
-        )  # fmt: skip
-        return out, summed
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        results = _Norm.apply(
-            *tensors, centred, dims, eps, weight_offset, memory_efficient, out_dtype, summed_dtype
-        )
+    direct = _registry.direct(tensors)
+    plain = direct and _fits(input, residual, shape, weight, bias, eps, weight_offset, out_dtype)
+    if not plain:
+        _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
+    wants_grad = torch.is_grad_enabled() and _registry.requires_grad(tensors)
+    if plain and not wants_grad:
+        return _plain_forward(centred, input, weight, bias, eps), None
+    arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
+    if not direct:
+        return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments)[:2]
+    if wants_grad:
+        results = _Norm.apply(*tensors, centred, arguments)
         return (results, None) if residual is None else results
-    return _forward(
-        centred, *tensors, dims, eps, weight_offset, out_dtype, summed_dtype, statistics=False
-    )[:2]
+    return _forward(centred, *tensors, *arguments)[:2]
 
 
 def layer_norm(
