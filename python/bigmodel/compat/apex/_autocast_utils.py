@@ -11,7 +11,7 @@ __all__ = ["_cast_if_autocast_enabled"]
 
 
 def _autocast_enabled(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
 
 
 def _cast(tensor: Tensor) -> Tensor:
