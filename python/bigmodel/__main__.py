@@ -1,0 +1,7 @@
+"""`python -m bigmodel`."""
+
+import sys
+
+from bigmodel.cli import main
+
+sys.exit(main())

@@ -1,0 +1,478 @@
+"""The benchmark as an instrument: what it counts, what it leaves out of the timed region, what it admits."""
+
+import dataclasses
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import bigmodel
+from bigmodel import cli, info
+from bigmodel.benchmarks import GROUPS, harness, load_group, norm, report, run
+from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal, Verdict, judge
+from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, CpuTimer, Effort, Measurement, Timing, Workload
+
+BRIEF = Effort(seconds=0.0, min_rounds=2, max_rounds=2)
+SMALL = (6, 33)
+
+
+def timing(median):
+    return Timing(median, median * 0.9, median * 1.1, samples=7, calls=1)
+
+
+def measurement(case="op forward float32 8x16", times=None, notes=None, sweep=False, shape=(8, 16)):
+    times = times or {OURS: 1e-3, "stock": 4e-3, COPY: 0.5e-3}
+    times = {name: timing(median) for name, median in times.items()}
+    return Measurement(case, "op", "forward", "float32", shape, 1_000_000, sweep, times, notes or {})
+
+
+def case_of(makers, expected, dtype=torch.float32):
+    """A case whose contenders are built by the functions `makers`."""
+    workload = Workload(lambda name: makers[name](), expected)
+    return Case("op", "forward", dtype, (1, 4), 32, tuple(makers), lambda device: workload)
+
+
+def make_report(measurements, verdicts=()):
+    facts = info.collect()
+    return report.Report("norm", "cpu", True, "2030-01-01T00:00:00+00:00", None, facts, measurements, list(verdicts))
+
+
+# --- the harness ------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_are_reset_outside_the_timed_region(monkeypatch):
+    now = 0
+    monkeypatch.setattr(harness.time, "perf_counter_ns", lambda: now)
+    leaf = torch.zeros(2, requires_grad=True)
+    seen = []
+
+    def spend(nanoseconds):
+        nonlocal now
+        now += nanoseconds
+
+    def call():
+        seen.append(leaf.grad)
+        leaf.grad = torch.ones(2)
+        spend(7)
+
+    contender = Contender(call, leaves=[leaf], prepare=partial(spend, 1000))
+    assert CpuTimer().sample(contender, 5) == pytest.approx(7e-9)
+    assert seen == [None] * 5
+
+
+def test_back_to_back_calls_are_averaged(monkeypatch):
+    ticks = iter([100, 400])
+    monkeypatch.setattr(harness.time, "perf_counter_ns", lambda: next(ticks))
+    assert CpuTimer().sample(Contender(lambda: None), 3) == pytest.approx(100e-9)
+
+
+def test_rounds_run_every_contender_once_in_changing_order():
+    class Recorder(CpuTimer):
+        def __init__(self):
+            self.order = []
+
+        def sample(self, contender, calls):
+            self.order.append(contender.call())
+            return 1.0
+
+    timer = Recorder()
+    contenders = {name: Contender(lambda name=name: name) for name in "abcd"}
+    times = harness.interleave(contenders, timer, Effort(seconds=0.0, min_rounds=9, max_rounds=50))
+    rounds = [timer.order[i : i + 4] for i in range(len(timer.order) - 36, len(timer.order), 4)]
+    assert all(sorted(each) == list("abcd") for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 1
+    assert all(each.samples == 9 and each.median == each.min == each.max == 1.0 for each in times.values())
+
+
+def test_collecting_garbage_is_off_only_while_timing():
+    states = []
+    contender = Contender(lambda: states.append(harness.gc.isenabled()))
+    harness.interleave({"a": contender}, CpuTimer(), BRIEF)
+    assert states[-1] is False and harness.gc.isenabled()
+
+
+def test_copy_moves_the_bytes_it_is_asked_for():
+    contender = harness.copy_contender(4096, torch.device("cpu"))
+    target = contender.call()
+    assert 2 * target.nbytes == 4096
+    assert (target == 1).all()
+
+
+@pytest.mark.parametrize(
+    "got, fragment",
+    [
+        ([torch.ones(3)], None),
+        ([torch.tensor([1.0, 1.0, 1.1])], "disagrees with float64: result 0 by 1.0e-01"),
+        ([torch.tensor([1.0, 1.0, float("nan")])], "disagrees"),
+        ([torch.ones(2)], "result 0 is (2,), not (3,)"),
+        ([None], "result 0 is None"),
+    ],
+)
+def test_disagreement_is_put_into_words(got, fragment):
+    found = harness.disagreement(got, [torch.ones(3, dtype=torch.float64)], 1e-5)
+    assert found is None if fragment is None else fragment in found
+
+
+def test_a_wrong_peer_is_timed_and_noted_and_a_failing_one_left_out():
+    def fail():
+        raise RuntimeError("no such kernel\nat line 3")
+
+    right, wrong = torch.ones(4), torch.zeros(4)
+    makers = {OURS: lambda: Contender(lambda: right), "wrong": lambda: Contender(lambda: wrong), "broken": fail}
+    row = harness.measure(case_of(makers, [torch.ones(4).double()]), CpuTimer(), BRIEF)
+    assert set(row.times) == {OURS, "wrong", COPY}
+    assert "disagrees" in row.notes["wrong"]
+    assert row.notes["broken"] == "not timed: RuntimeError: no such kernel"
+    assert OURS not in row.notes
+
+
+def test_a_failure_of_the_library_itself_ends_the_run():
+    def fail():
+        raise RuntimeError("launch failed")
+
+    with pytest.raises(RuntimeError, match="launch failed"):
+        harness.measure(case_of({OURS: fail}, [torch.ones(4).double()]), CpuTimer(), BRIEF)
+
+
+# --- the norm group ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_goal_belongs_to_a_measured_case(group, device):
+    module = load_group(group)
+    cases = {case.name: case for case in module.cases(device, sweep=device == "cuda")}
+    goals = module.goals(device)
+    assert goals
+    for goal in goals:
+        assert goal.against in (*cases[goal.case].contenders, COPY)
+        assert goal.pages in run.ENVIRONMENTS
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_case_names_are_unique_and_quick_is_a_part(group):
+    module = load_group(group)
+    names = [case.name for case in module.cases("cpu", sweep=True)]
+    assert len(names) == len(set(names))
+    quick = [case.name for case in module.cases("cpu", quick=True)]
+    assert 0 < len(quick) < len(names) and set(quick) < set(names)
+
+
+@pytest.mark.parametrize(
+    "case, against, pages, needed",
+    [
+        ("rms_norm forward+backward bfloat16 8192x4096", "stock", DEFAULT_PAGES, ">= 30x"),
+        ("rms_norm forward+backward float32 64x4096", "stock", DEFAULT_PAGES, ">= 10x"),
+        ("layer_norm forward+backward bfloat16 8192x4096", "stock", HUGE_PAGES, ">= 2.5x"),
+        ("layer_norm forward+backward float32 8192x4096", "compile", HUGE_PAGES, ">= 3x"),
+        ("layer_norm backward kernel bfloat16 8192x4096", COPY, DEFAULT_PAGES, ">= 90 %"),
+        ("layer_norm forward float32 1x64", "stock", DEFAULT_PAGES, "<= 1.5x its time"),
+    ],
+)
+def test_goals_say_what_was_promised(case, against, pages, needed):
+    found = [g for g in norm.goals("cpu") if (g.case, g.against, g.pages) == (case, against, pages)]
+    assert [goal.needed for goal in found] == [needed]
+
+
+def test_bytes_are_those_of_the_tensors():
+    rows, cols, size = 5, 48, 2
+    matrix, vector, column = rows * cols * size, cols * size, rows * 4
+    count = partial(norm.bytes_moved, dtype=torch.bfloat16, shape=(rows, cols))
+    assert count("rms_norm", norm.FORWARD) == 2 * matrix + vector
+    assert count("layer_norm", norm.FORWARD_KERNEL) == 2 * matrix + 2 * vector + 2 * column
+    assert count("rms_norm", norm.BACKWARD_KERNEL) == 3 * matrix + 2 * vector + column
+    assert count("layer_norm", norm.BOTH) == 5 * matrix + 5 * vector + 4 * column
+    assert count("add_rms_norm", norm.BOTH) == 8 * matrix + 3 * vector + 2 * column
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "mode", [norm.FORWARD, norm.BACKWARD, norm.BOTH, norm.FORWARD_KERNEL, norm.BACKWARD_KERNEL]
+)
+@pytest.mark.parametrize("op", norm.OPS)
+def test_contenders_agree_with_float64(op, mode, dtype):
+    case = norm._case("cpu", op, mode, dtype, SMALL)
+    case = dataclasses.replace(case, contenders=tuple(name for name in case.contenders if name != "compile"))
+    row = harness.measure(case, CpuTimer(), BRIEF)
+    assert row.notes == {}
+    assert set(row.times) == {*case.contenders, COPY}
+    assert row.bytes == norm.bytes_moved(op, mode, dtype, SMALL)
+
+
+def test_torch_compile_is_a_contender():
+    row = harness.measure(norm._case("cpu", "layer_norm", norm.BOTH, torch.float32, SMALL), CpuTimer(), BRIEF)
+    assert row.notes == {}
+    assert set(row.times) == {OURS, "stock", "compile", COPY}
+
+
+def test_a_wrong_kernel_is_found_out(monkeypatch):
+    monkeypatch.setattr(bigmodel, "rms_norm", lambda *args: norm.STOCK["rms_norm"](*args) * 1.01, raising=False)
+    case = dataclasses.replace(norm._case("cpu", "rms_norm", norm.FORWARD, torch.float32, SMALL), contenders=(OURS,))
+    assert "disagrees" in harness.measure(case, CpuTimer(), BRIEF).notes[OURS]
+
+
+# --- goals ------------------------------------------------------------------------------------------------------------
+
+
+def verdict(at_least=None, at_most=None, against="stock", times=None, notes=None):
+    row = measurement(times=times, notes=notes)
+    goal = Goal("text", DEFAULT_PAGES, row.case, against, at_least=at_least, at_most=at_most)
+    return judge([goal], {DEFAULT_PAGES: [row], HUGE_PAGES: []})[0]
+
+
+def test_speed_and_time_are_judged_in_their_own_direction():
+    assert verdict(at_least=4.0).reached
+    assert not verdict(at_least=4.1).reached
+    assert verdict(at_most=0.25).reached
+    assert not verdict(at_most=0.24).reached
+    assert verdict(at_least=0.5, against=COPY).reached
+    assert not verdict(at_least=0.51, against=COPY).reached
+
+
+def test_a_near_miss_is_not_rounded_up():
+    near = verdict(at_least=0.9, against=COPY, times={OURS: 1.0, COPY: 0.8999})
+    assert not near.reached and near.goal.show(near.value) == "89.9 %"
+    near = verdict(at_least=4, times={OURS: 1.0, "stock": 3.999, COPY: 1.0})
+    assert not near.reached and near.goal.show(near.value) == "3.99x"
+    near = verdict(at_most=1.5, times={OURS: 1.501, "stock": 1.0, COPY: 1.0})
+    assert not near.reached and near.goal.show(near.value) == "1.51x its time"
+
+
+def test_a_wrong_result_reaches_nothing():
+    assert not verdict(at_least=2.0, notes={OURS: "disagrees"}).reached
+    assert verdict(at_least=2.0, notes={"stock": "disagrees"}).reached
+
+
+def test_only_what_was_measured_is_judged():
+    row = measurement()
+    goals = [
+        Goal("other case", DEFAULT_PAGES, "elsewhere", "stock", at_least=1),
+        Goal("other process", HUGE_PAGES, row.case, "stock", at_least=1),
+        Goal("no such peer", DEFAULT_PAGES, row.case, "liger", at_least=1),
+    ]
+    assert judge(goals, {DEFAULT_PAGES: [row], HUGE_PAGES: []}) == []
+
+
+@pytest.mark.parametrize("limits", [{}, {"at_least": 1, "at_most": 1}])
+def test_a_goal_has_one_limit(limits):
+    with pytest.raises(ValueError, match="exactly one"):
+        Goal("text", DEFAULT_PAGES, "case", "stock", **limits)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_gives_back_what_was_measured():
+    row = measurement(notes={"stock": "disagrees"})
+    record = json.loads(make_report({DEFAULT_PAGES: [row]}, [verdict(at_least=5)]).to_json())
+    assert [Measurement.from_dict(each) for each in record["measurements"][DEFAULT_PAGES]] == [row]
+    assert record["goals"][0]["reached"] is False and record["goals"][0]["value"] == pytest.approx(4)
+    assert record["machine"]["cpu"]["threads"] == torch.get_num_threads()
+    assert {"transparent_hugepage", "torch", "version"} <= set(record["machine"])
+
+
+def test_markdown_shows_figures_goals_and_notes():
+    row = measurement(notes={"stock": "disagrees with float64"})
+    text = make_report({DEFAULT_PAGES: [row]}, [verdict(at_least=5), verdict(at_least=3)]).to_markdown()
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row.case}*"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[2:] == [
+        "500 us (450-550)",
+        "1.00 ms (0.90-1.10)",
+        "1.0",
+        "50 %",
+        "4.00 ms (3.60-4.40)",
+        "4.00",
+    ]
+    assert f"- {row.case}: stock: disagrees with float64" in text
+    states = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| text")]
+    assert states == ["missed", "reached"]
+    assert f"transparent huge pages: {info.transparent_hugepage()}" in text
+
+
+def test_goals_of_one_text_share_a_line_that_shows_the_worst():
+    goal = Goal("text", DEFAULT_PAGES, "case a", "stock", at_least=2)
+    verdicts = [Verdict(goal, 3.0, True), Verdict(dataclasses.replace(goal, case="case b"), 1.5, True)]
+    line = report.goal_table(verdicts).splitlines()[-1]
+    assert "1.50x, case b" in line and "missed in part (1 of 2)" in line
+
+
+def test_columns_of_a_markdown_table_line_up():
+    lines = report.markdown_table(["a", "long header"], [["wide cell", "1"], ["b", "22"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.count("|") for line in lines] == [3] * 4
+
+
+def test_plot_draws_the_sweep(tmp_path):
+    pytest.importorskip("matplotlib")
+    from bigmodel.benchmarks import plot
+
+    rows = [measurement(f"case {cols}", sweep=True, shape=(8, cols)) for cols in (256, 512)]
+    plot.save(make_report({DEFAULT_PAGES: rows, HUGE_PAGES: rows}), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no sweep"):
+        plot.save(make_report({DEFAULT_PAGES: [measurement()]}), tmp_path / "none.png")
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pages, expected", [(DEFAULT_PAGES, None), (HUGE_PAGES, "1")])
+def test_each_way_of_allocating_has_its_own_environment(monkeypatch, pages, expected):
+    seen = {}
+
+    def start(command, env):
+        seen.update(env)
+        Path(command[command.index("--out") + 1]).write_text(json.dumps([measurement().to_dict()]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    monkeypatch.setattr(run.subprocess, "run", start)
+    assert run.measure_in_process("norm", "cpu", pages, quick=True, sweep=False) == [measurement()]
+    assert seen.get("THP_MEM_ALLOC_ENABLE") == expected
+
+
+def test_a_failed_measuring_process_is_an_error():
+    with pytest.raises(RuntimeError, match="measuring nonsense with default pages ended with exit status 1"):
+        run.measure_in_process("nonsense", "cpu", DEFAULT_PAGES, quick=True, sweep=False)
+
+
+def test_a_run_measures_judges_and_reports(monkeypatch):
+    tiny = [norm._case("cpu", "layer_norm", norm.FORWARD_KERNEL, torch.float32, SMALL)]
+    monkeypatch.setattr(norm, "cases", lambda device, quick, sweep: tiny)
+    in_this_process = partial(run.measure_group, "norm", "cpu", quick=True, sweep=False)
+    monkeypatch.setattr(run, "measure_in_process", lambda group, device, pages, quick, sweep: in_this_process())
+    found = run.run("norm", device="cpu", quick=True)
+    assert list(found.measurements) == [DEFAULT_PAGES, HUGE_PAGES]
+    assert [row.case for row in found.measurements[HUGE_PAGES]] == [tiny[0].name]
+    assert found.verdicts == []
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="group is 'abnorm', known are norm"):
+        run.run("abnorm")
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        run.run("norm", device="tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        run.run("norm", device="cuda")
+
+
+def test_commit_is_only_that_of_a_bigmodel_checkout(monkeypatch, tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    assert run.commit() is None
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "bind.cpp").touch()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+    assert run.commit() == head[:12]
+
+
+# --- info and the command line ----------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_the_install_can_do(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["native"]["isa_chosen"] in facts["native"]["isas_usable"]
+    assert set(facts["native"]["isas_usable"]) <= set(facts["native"]["isas_built"])
+    assert len(facts["openmp"]) == 1
+    assert facts["torch"] == torch.__version__
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for shown in (facts["native"]["isa_chosen"], facts["openmp"][0], facts["cuda"]["status"], torch.__version__):
+        assert shown in text
+
+
+@pytest.mark.parametrize(
+    "text, version",
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\n", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n", "580.65.06"),
+        ("something else\n", None),
+    ],
+)
+def test_driver_version_is_read_from_the_kernel_module(tmp_path, text, version):
+    path = tmp_path / "version"
+    path.write_text(text + "GCC version:  gcc version 12.3.0\n")
+    assert info.driver_version(str(path)) == version
+    assert info.driver_version(str(tmp_path / "absent")) is None
+
+
+@pytest.mark.parametrize(
+    "driver, verdict",
+    [
+        ("580.65.06", "580.65.06, needed >= 580"),
+        ("570.86.15", "570.86.15, needed >= 580: too old"),
+        (None, "none, needed >= 580"),
+    ],
+)
+def test_driver_is_held_against_what_is_needed(driver, verdict):
+    assert info.driver_verdict(driver) == verdict
+
+
+def test_hugepage_setting_is_the_bracketed_word(tmp_path):
+    path = tmp_path / "enabled"
+    path.write_text("always [madvise] never\n")
+    assert info.transparent_hugepage(str(path)) == "madvise"
+    assert info.transparent_hugepage(str(tmp_path / "absent")) is None
+
+
+def test_cuda_versions_are_decoded():
+    assert [info.cuda_version(code) for code in (13000, 12080, 0)] == ["13.0", "12.8", None]
+
+
+def test_render_shows_a_cuda_build_and_its_devices():
+    facts = info.collect()
+    device = {"name": "NVIDIA H100", "capability": "9.0", "memory_gib": 79.1}
+    facts["cuda"] = {
+        "built": True,
+        "status": "built with nvcc 13.0",
+        "architectures": ["80-real", "90"],
+        "runtime": "13.0",
+        "driver_supports": "12.8",
+        "driver": "570.86.15",
+        "devices": [device],
+    }
+    text = info.render(facts)
+    assert "570.86.15, needed >= 580: too old" in text
+    assert "NVIDIA H100 (sm_90, 79.1 GiB)" in text
+    assert "80-real 90" in text
+
+
+def test_bench_refuses_a_folder_that_is_not_there_before_it_measures(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(run, "run", lambda *args, **kwargs: pytest.fail("measured"))
+    assert cli.main(["bench", "norm", "--json", str(tmp_path / "absent" / "out.json")]) == 1
+    assert "absent" in capsys.readouterr().err
+
+
+def test_bench_prints_the_table_and_writes_json_and_chart(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    asked = {}
+
+    def fake_run(group, **options):
+        asked.update(options, group=group)
+        return make_report({DEFAULT_PAGES: [measurement(), measurement("point", sweep=True)]})
+
+    monkeypatch.setattr(run, "run", fake_run)
+    out, chart = tmp_path / "out.json", tmp_path / "chart.png"
+    assert cli.main(["bench", "norm", "--quick", "--json", str(out), "--plot", str(chart)]) == 0
+    assert asked == {"group": "norm", "device": None, "quick": True, "sweep": True}
+    assert json.loads(out.read_text())["group"] == "norm"
+    assert chart.stat().st_size > 1000
+    assert "| op forward float32 8x16 |" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["bench", "abnorm"])
+    assert stop.value.code == 2
+    assert "abnorm" in capsys.readouterr().err
