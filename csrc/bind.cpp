@@ -1,6 +1,8 @@
 // Fills _C.cpu and, when CUDA is built, _C.cuda with the same names; with bind.h, all that knows Python.
 #include "bind.h"
 
+#include <pybind11/stl.h>
+
 #include "cpu/isa.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"

@@ -293,15 +293,20 @@ class Backward : Rows {
     if (a_.grad_cast) grad_cast_.commit(row, begin(c), size(c), chunk.grad_x);
   }
 
-  // Adds the blocks' partial sums in their order and converts once.
+  // Adds the blocks' partial sums in their order, in groups of 16 so that no sum is long, and converts once.
   void reduce(void* grad, int which) const {
     if (!grad) return;
+    Add add = convert_table().add[int(compute_)];
     Sink sink{grad, 0, a_.weight_dtype, compute_};
     parallel_for(useful_threads(threads, blocks_ * cols), chunks, [&](int64_t first, int64_t last) {
       for (int64_t c = first; c < last; ++c) {
         Scratch sum{};
-        for (int64_t block = 0; block < blocks_; ++block)
-          convert_table().add[int(compute_)](&sum, &sum, partial(block, which, c), size(c));
+        for (int64_t group = 0; group < blocks_; group += 16) {
+          Scratch part{};
+          for (int64_t block = group; block < std::min(group + 16, blocks_); ++block)
+            add(&part, &part, partial(block, which, c), size(c));
+          add(&sum, &sum, &part, size(c));
+        }
         convert_table().convert[int(a_.weight_dtype)][int(compute_)](sink.address(0, begin(c)), &sum, size(c));
       }
     });

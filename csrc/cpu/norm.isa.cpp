@@ -15,19 +15,25 @@ template <class S, bool centred>
 Moments moments(const void* x_, int64_t n) {
   using T = Compute<S>;
   auto* x = static_cast<const S*>(x_);
-  T mean = 0;
+  double mean = 0, square = 0;
   if constexpr (centred) {
-    Accumulator<T> total;
-    sweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int k) { total.part[k] += at.load(x + i); });
-    mean = total.sum() / T(n);
+    pieces<T>(n, BIGMODEL_BODY(int64_t begin, int64_t count) {
+      Accumulator<T> total;
+      sweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) { total.part[k] += at.load(x + begin + i); });
+      mean += total.sum();
+    });
+    mean /= double(n);
   }
-  Accumulator<T> square;
-  Vec<T> centre = splat(mean);
-  sweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int k) {
-    Vec<T> d = centred ? at.keep(at.load(x + i) - centre) : at.load(x + i);
-    square.part[k] += d * d;
+  Vec<T> centre = splat(T(mean));
+  pieces<T>(n, BIGMODEL_BODY(int64_t begin, int64_t count) {
+    Accumulator<T> total;
+    sweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
+      Vec<T> d = centred ? at.keep(at.load(x + begin + i) - centre) : at.load(x + begin + i);
+      total.part[k] += d * d;
+    });
+    square += total.sum();
   });
-  return {double(mean), double(square.sum())};
+  return {mean, square};
 }
 
 template <class S, bool centred>
@@ -74,13 +80,18 @@ GradSums grad_sums_of(const NormGradChunk& c) {
   auto* grad_out = static_cast<const S*>(c.grad_out);
   auto* weight = static_cast<const T*>(c.weight);
   Normalised<S, centred, from_output> xhat(c);
-  Accumulator<T> sum_g, sum_g_xhat;
-  sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int k) {
-    Vec<T> g = at.load(grad_out + i) * at.load(weight + i);
-    if constexpr (centred) sum_g.part[k] += g;
-    sum_g_xhat.part[k] += g * xhat.at(i, at);
+  GradSums sums{};
+  pieces<T>(c.n, BIGMODEL_BODY(int64_t begin, int64_t count) {
+    Accumulator<T> sum_g, sum_g_xhat;
+    sweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
+      Vec<T> g = at.load(grad_out + begin + i) * at.load(weight + begin + i);
+      if constexpr (centred) sum_g.part[k] += g;
+      sum_g_xhat.part[k] += g * xhat.at(begin + i, at);
+    });
+    sums.g += sum_g.sum();
+    sums.g_xhat += sum_g_xhat.sum();
   });
-  return {double(sum_g.sum()), double(sum_g_xhat.sum())};
+  return sums;
 }
 
 template <class S, bool centred>

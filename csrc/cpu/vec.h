@@ -182,5 +182,14 @@ template <class T> struct Accumulator {
   BIGMODEL_INLINE T sum() const { return sum_lanes<T>((part[0] + part[1]) + (part[2] + part[3])); }
 };
 
+// No lane adds more than 64 terms in T: longer sums go on in double, so that a narrow vector rounds no worse than a wide
+// one. body(begin, n) is called on pieces of at most this many elements.
+template <class T> constexpr int64_t kPiece = 64 * 4 * kLanes<T>;
+
+template <class T, class Body>
+BIGMODEL_INLINE void pieces(int64_t n, Body body) {
+  for (int64_t begin = 0; begin < n; begin += kPiece<T>) body(begin, n - begin < kPiece<T> ? n - begin : kPiece<T>);
+}
+
 }  // namespace
 }  // namespace bigmodel::cpu::BIGMODEL_ISA

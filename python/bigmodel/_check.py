@@ -42,6 +42,6 @@ def number(op: str, argument: str, value: Any, minimum: float = -math.inf) -> No
     """A finite real number, at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}.")
-    if not math.isfinite(value) or value < minimum:
+    if not (minimum <= value < math.inf and value > -math.inf):  # isfinite cannot be traced with a symbolic float
         least = "" if minimum == -math.inf else f" and at least {minimum:g}"
         raise ValueError(f"{op}: {argument} is {value}; it must be finite{least}.")

@@ -1,13 +1,12 @@
 """Between torch and the native functions: the only file that touches torch.library.
 
 An op has two ways in. The short way calls its body, or one autograd.Function around it, and costs a few microseconds;
-`direct` says when it may be taken. Everything else (torch.compile, fake and meta tensors, DTensor, functorch, tracing,
-dispatch modes) goes through the op that `register` puts into torch's dispatcher.
+`direct` says when it may be taken. Everything else (torch.compile, fake and meta tensors, DTensor, tracing, dispatch
+modes) goes through the op that `register` puts into torch's dispatcher, and torch.func's transforms see torch's own ops.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +37,11 @@ def direct(tensors: Sequence[Tensor | None]) -> bool:
             if (kind is not Tensor and kind is not Parameter) or not (tensor.is_cpu or tensor.is_cuda):
                 return False
     return True
+
+
+def transforming() -> bool:
+    """Whether one of torch.func's transforms is active: autograd formulas of registered ops do not work inside them."""
+    return not _is_compiling() and _functorch_level() is not None
 
 
 def native(tensor: Tensor) -> Any:
@@ -101,7 +105,7 @@ def register(
     """Defines `bigmodel::name` for CPU and CUDA and returns the op; call it through `dispatch`.
 
     `backward` and `setup_context` are those of torch.library.register_autograd; `sharding` is a DTensor rule for
-    torch.distributed.tensor.experimental.register_sharding. vmap runs the op once per sample.
+    torch.distributed.tensor.experimental.register_sharding.
     """
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, body, "CPU")
@@ -111,19 +115,9 @@ def register(
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
     op = getattr(torch.ops.bigmodel, name).default
-    torch.library.register_vmap(qualified, functools.partial(_vmap_by_sample, op), lib=_LIBRARY)
     if sharding is not None:
         _sharding_rules[op] = sharding
     return op
-
-
-def _vmap_by_sample(op, info, in_dims, *args):
-    def sample(index):
-        return [arg if dim is None else arg.select(dim, index) for arg, dim in zip(args, in_dims, strict=True)]
-
-    results = zip(*(op(*sample(index)) for index in range(info.batch_size)), strict=True)
-    stacked = tuple(torch.stack(result) for result in results)
-    return stacked, (0,) * len(stacked)
 
 
 def dispatch(op: Any, *args: Any) -> Any:

@@ -12,7 +12,7 @@ from bigmodel import _check, _registry
 from bigmodel._native import DTYPE_CODES
 
 _float32 = torch.float32
-# What eps=None stands for; stock's rms_norm takes the input dtype's own (docs/numerics.md).
+# What eps=None stands for; stock took the input dtype's own up to torch 2.6 (docs/numerics.md).
 _DEFAULT_EPS = {
     torch.float32: torch.finfo(torch.float32).eps,
     torch.bfloat16: torch.finfo(torch.float32).eps,
@@ -196,7 +196,7 @@ def _backward(
 
 
 def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
-    """The formula in torch's own differentiable ops: what a second derivative is taken of."""
+    """The formula in torch's own ops, for second derivatives and torch.func's transforms."""
     axes = tuple(range(-dims, 0))
     x = x.to(_statistics_dtype(x.dtype))
     if centred:
@@ -412,6 +412,10 @@ def _norm(
         return _plain_forward(centred, input, weight, bias, eps), None
     arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
     if not direct:
+        if _registry.transforming():
+            summed = None if residual is None else (input + residual).to(x_dtype)
+            x = input if residual is None else summed
+            return _reference(centred, x, weight, bias, len(shape), eps, weight_offset, out_dtype), summed
         return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments)[:2]
     if wants_grad:
         results = _Norm.apply(*tensors, centred, arguments)

@@ -1,0 +1,70 @@
+"""Fixtures and the accuracy rule that every op's tests share (docs/numerics.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bigmodel import _native
+
+ATOL = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-14}
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device and none is seen")
+    for item in items:
+        if "cuda" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=_native.load().cpu.isas_usable())
+def isa(request) -> str:
+    """Every instruction set that this processor has, in turn."""
+    cpu = _native.load().cpu
+    before = cpu.isa_chosen()
+    cpu.choose_isa(request.param)
+    yield request.param
+    cpu.choose_isa(before)
+
+
+def relative_rms(error: torch.Tensor, reference: torch.Tensor) -> float:
+    return float(error.square().mean().sqrt() / reference.square().mean().sqrt().clamp_min(1e-300))
+
+
+def assert_accurate(
+    ours: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, what: str = "result", dtype: torch.dtype | None = None,
+    strict: bool = False,
+) -> None:  # fmt: skip
+    """max |ours - f64| <= 2 max |stock - f64| + atol max |f64|, and the relative RMS error at most 1.1 times stock's.
+
+    `dtype`, the coarsest rounding on the way, chooses atol; None for the result's own. Over a few rows the second rule
+    compares the luck of two roundings of one statistic per row, so one ulp is granted to it unless `strict`, for results
+    of thousands of rows; of fewer than 32 elements it says nothing. For float64 the reference is no better than what it judges, and the first rule stands alone.
+    """
+    dtype = dtype or ours.dtype
+    assert ours.shape == exact.shape, what
+    if not exact.numel():
+        return
+    ours, stock = ours.detach().double(), stock.detach().double()
+    assert torch.isfinite(ours).all(), f"{what}: not finite"
+    ours_error, stock_error = (ours - exact).abs(), (stock - exact).abs()
+    bound = 2 * stock_error.max() + ATOL[dtype] * exact.abs().max()
+    assert ours_error.max() <= bound, f"{what}: error {ours_error.max():.3g} over {bound:.3g}"
+    if dtype is torch.float64 or exact.numel() < 32:
+        return
+    ours_rms, stock_rms = relative_rms(ours_error, exact), relative_rms(stock_error, exact)
+    granted = 0 if strict else torch.finfo(dtype).eps
+    assert ours_rms <= max(1.1 * stock_rms, granted), f"{what}: RMS error {ours_rms:.3g}, stock's {stock_rms:.3g}"

@@ -1,0 +1,375 @@
+"""The normalisation ops inside torch: autograd, the dispatcher, compilation, transforms, distribution, threads."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import bigmodel
+from bigmodel import _native
+
+EPS = 1e-5
+FUNCTIONS = {
+    "rms": lambda x, w, b: bigmodel.rms_norm(x, x.shape[-1], w, EPS),
+    "layer": lambda x, w, b: bigmodel.layer_norm(x, x.shape[-1], w, b, EPS),
+    "add_rms": lambda x, w, b: sum(bigmodel.add_rms_norm(x, x * 0.5, x.shape[-1], w, EPS)),
+    "add_layer": lambda x, w, b: sum(bigmodel.add_layer_norm(x, x * 0.5, x.shape[-1], w, b, EPS)),
+}
+STOCK = {
+    "rms": lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, EPS),
+    "layer": lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, EPS),
+    "add_rms": lambda x, w, b: F.rms_norm(x * 1.5, x.shape[-1:], w, EPS) + x * 1.5,
+    "add_layer": lambda x, w, b: F.layer_norm(x * 1.5, x.shape[-1:], w, b, EPS) + x * 1.5,
+}
+
+
+def arguments(device="cpu", dtype=torch.float32, rows=6, cols=24, grad=True):
+    return [
+        torch.randn(shape, device=device, dtype=dtype, requires_grad=grad) for shape in ((rows, cols), (cols,), (cols,))
+    ]
+
+
+@pytest.fixture(params=FUNCTIONS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def native_calls(monkeypatch):
+    """Counts native calls, and fails any whose input or output pointer is 0."""
+    calls = []
+    table = _native.load().cpu
+    for function in ("rms_norm_forward", "layer_norm_forward", "rms_norm_backward", "layer_norm_backward"):
+
+        def watched(*args, _real=getattr(table, function), _name=function):
+            calls.append(_name)
+            data = (args[0], args[4]) if _name.endswith("forward") else (args[0], args[5], args[7])
+            assert all(data), f"{_name} was given a null pointer"
+            return _real(*args)
+
+        monkeypatch.setattr(table, function, watched)
+    return calls
+
+
+# --- autograd ----------------------------------------------------------------------------------------------------------
+
+
+def test_gradcheck(device, name):
+    x, w, b = arguments(device, torch.float64, 3, 5)
+    assert torch.autograd.gradcheck(FUNCTIONS[name], (x, w, b))
+    assert torch.autograd.gradgradcheck(FUNCTIONS[name], (x, w, b))
+
+
+@pytest.mark.parametrize("memory_efficient", [False, True])
+def test_gradcheck_of_the_options(device, memory_efficient):
+    x, w, b = arguments(device, torch.float64, 3, 5)
+    options = {"weight_offset": 1.0, "memory_efficient": memory_efficient}
+    assert torch.autograd.gradcheck(lambda x, w: bigmodel.rms_norm(x, 5, w, EPS, **options), (x, w))
+    assert torch.autograd.gradcheck(lambda *a: bigmodel.layer_norm(a[0], 5, *a[1:], EPS, **options), (x, w, b))
+
+
+def test_second_derivative_of_memory_efficient_is_refused():
+    x, w, _ = arguments()
+    out = bigmodel.rms_norm(x, 24, w, memory_efficient=True)
+    with pytest.raises(RuntimeError, match="memory_efficient=False"):
+        torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("needed", range(1, 8))
+def test_only_the_gradients_that_are_wanted(device, needed):
+    tensors = arguments(device)
+    for i, tensor in enumerate(tensors):
+        tensor.requires_grad_(bool(needed >> i & 1))
+    bigmodel.layer_norm(tensors[0], 24, *tensors[1:]).square().sum().backward()
+    ours = [t.grad for t in tensors]
+    for t in tensors:
+        t.grad = None
+    F.layer_norm(tensors[0], (24,), *tensors[1:]).square().sum().backward()
+    for our, tensor in zip(ours, tensors, strict=True):
+        assert (our is None) == (tensor.grad is None)
+        if our is not None:
+            assert_close(our, tensor.grad)
+
+
+def test_changing_a_saved_tensor_raises(device):
+    x, w, _ = arguments(device)
+    x = x * 1
+    out = bigmodel.rms_norm(x, 24, w)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_activation_checkpointing(device, name):
+    x, w, b = arguments(device)
+    FUNCTIONS[name](x, w, b).square().sum().backward()
+    expected = [t.grad for t in (x, w)]
+    x.grad = w.grad = b.grad = None
+    checkpoint(FUNCTIONS[name], x, w, b, use_reentrant=False).square().sum().backward()
+    assert torch.equal(x.grad, expected[0]) and torch.equal(w.grad, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_what_stock_does(device, dtype):
+    x, w, b = arguments(device, dtype)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert bigmodel.layer_norm(x, 24, w, b).dtype is F.layer_norm(x, (24,), w, b).dtype
+        assert bigmodel.rms_norm(x, 24, w, EPS).dtype is F.rms_norm(x, (24,), w, EPS).dtype
+        hidden = F.linear(x, torch.randn(24, 24, device=device, dtype=dtype))
+        assert hidden.dtype is torch.bfloat16
+        weight = w.float()
+        assert bigmodel.layer_norm(hidden, 24, weight, b.float()).dtype is (
+            F.layer_norm(hidden, (24,), weight, b.float()).dtype
+        )
+
+
+# --- the dispatcher ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("memory_efficient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(device, centred, residual, memory_efficient, dtype):
+    x, w, b = arguments(device, dtype)
+    w = w.detach().abs().add(0.5).requires_grad_()
+    op = torch.ops.bigmodel.layer_norm_forward if centred else torch.ops.bigmodel.rms_norm_forward
+    other = torch.randn_like(x).requires_grad_() if residual else None
+    args = (x, other, w, b if centred else None, 1, EPS, 0.0, memory_efficient, dtype, dtype)
+    torch.library.opcheck(op.default, args)
+    out, summed, statistics = op(*args)
+    backward = torch.ops.bigmodel.layer_norm_backward if centred else torch.ops.bigmodel.rms_norm_backward
+    saved = out if memory_efficient else summed if residual else x
+    tensors = (torch.randn_like(x), torch.randn_like(x) if residual else None, saved, statistics, w, args[3])
+    tensors = tuple(None if t is None else t.detach() for t in tensors)
+    torch.library.opcheck(
+        backward.default, (*tensors, 1, 0.0, memory_efficient, dtype, torch.float32, True, centred),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )  # fmt: skip
+
+
+def test_compile_fullgraph_forward_and_backward(device, name, native_calls):
+    def block(x, w, b):
+        return FUNCTIONS[name](torch.sin(x), w, b).square()
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    x, w, b = arguments(device)
+    compiled(x, w, b).sum().backward()
+    grads = [t.grad for t in (x, w, b)]
+    x.grad = w.grad = b.grad = None
+    block(x, w, b).sum().backward()
+    assert_close(grads, [t.grad for t in (x, w, b)])
+    with torch.no_grad():
+        assert_close(compiled(x, w, b), block(x, w, b))
+    assert device != "cpu" or native_calls
+
+
+def test_compile_with_inductor_and_dynamic_shapes(device):
+    compiled = torch.compile(lambda x, w: bigmodel.rms_norm(torch.sin(x), 24, w, EPS) * 2, fullgraph=True, dynamic=True)
+    for rows in (3, 5, 8):
+        x, w, _ = arguments(device, rows=rows)
+        out = compiled(x, w)
+        out.sum().backward()
+        grad, x.grad = x.grad, None
+        expected = F.rms_norm(torch.sin(x), (24,), w, EPS) * 2
+        expected.sum().backward()
+        assert_close(out, expected), assert_close(grad, x.grad)
+
+
+def test_export(device):
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = bigmodel.nn.LayerNorm(24, device=device)
+
+        def forward(self, x):
+            return self.norm(x).relu()
+
+    block, x = Block(), torch.randn(4, 24, device=device)
+    program = torch.export.export(block, (x,), strict=False)
+    assert "bigmodel.layer_norm_forward" in str(program.graph)
+    assert_close(program.module()(x), block(x))
+
+
+def test_fake_tensors_reach_no_native_code(name, native_calls):
+    with FakeTensorMode():
+        x, w, b = arguments()
+        out = FUNCTIONS[name](x, w, b)
+        out.sum().backward()
+        assert out.shape == x.shape and x.grad.shape == x.shape and w.grad.shape == w.shape
+    assert not native_calls
+
+
+def test_meta_tensors_reach_no_native_code(name, native_calls):
+    x, w, b = arguments("meta")
+    out = FUNCTIONS[name](x, w, b)
+    out.sum().backward()
+    assert out.is_meta and x.grad.is_meta and not native_calls
+
+
+def test_make_fx_records_the_op(name, native_calls):
+    x, w, b = arguments(grad=False)
+    graph = make_fx(FUNCTIONS[name])(x, w, b)
+    assert any("bigmodel" in str(node.target) for node in graph.graph.nodes)
+    y, v, c = arguments(grad=False)
+    assert_close(graph(y, v, c), FUNCTIONS[name](y, v, c))
+
+
+def test_make_fx_with_fake_tensors(name, native_calls):
+    x, w, b = arguments(grad=False)
+    graph = make_fx(FUNCTIONS[name], tracing_mode="fake")(x, w, b)
+    assert not native_calls
+    assert_close(graph(x, w, b), FUNCTIONS[name](x, w, b))
+
+
+@pytest.mark.parametrize("in_dims", [(0, None, None), (1, None, None), (0, 0, 0), (None, 0, 0)], ids=str)
+def test_vmap(device, name, in_dims, native_calls):
+    x, w, b = arguments(device, grad=False)
+    batched = [t if dim is None else torch.stack([t * (i + 1) for i in range(3)], dim) for t, dim in zip((x, w, b), in_dims)]
+    ours = torch.vmap(FUNCTIONS[name], in_dims)(*batched)
+    stock = torch.vmap(STOCK[name], in_dims)(*batched)
+    assert_close(ours, stock)
+
+
+def test_functional_gradients(device, name, native_calls):
+    x, w, b = arguments(device, grad=False)
+    ours = torch.func.grad(lambda *a: FUNCTIONS[name](*a).square().sum(), (0, 1))(x, w, b)
+    stock = torch.func.grad(lambda *a: STOCK[name](*a).square().sum(), (0, 1))(x, w, b)
+    assert_close(ours, stock)
+
+
+def test_gradients_per_sample(device, name, native_calls):
+    x, w, b = arguments(device, grad=False)
+
+    def per_sample(functions):
+        loss = lambda w, x: functions[name](x[None], w, b).square().sum()  # noqa: E731
+        return torch.vmap(torch.func.grad(loss), (None, 0))(w, x)
+
+    assert_close(per_sample(FUNCTIONS), per_sample(STOCK))
+
+
+def test_torch_function_subclasses_are_not_bypassed(native_calls):
+    class Tagged(torch.Tensor):
+        pass
+
+    x, w, _ = arguments(grad=False)
+    out = bigmodel.rms_norm(x.as_subclass(Tagged), 24, w)
+    assert_close(torch.Tensor(out), bigmodel.rms_norm(x, 24, w))
+
+
+# --- modules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
+def test_modules_are_torchs_own(device, kind):
+    stock = getattr(torch.nn, kind)(24, eps=1e-3, device=device)
+    ours = getattr(bigmodel.nn, kind)(24, eps=1e-3, device=device)
+    assert isinstance(ours, getattr(torch.nn, kind))
+    with torch.no_grad():
+        stock.weight.uniform_(0.5, 1.5)
+    ours.load_state_dict(stock.state_dict())
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    x = torch.randn(3, 24, device=device)
+    assert_close(ours(x), stock(x))
+    for clone in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(clone(x), ours(x)) and type(clone) is type(ours)
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), ours(x))
+    assert repr(ours) == repr(stock)
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
+def test_module_options(device, kind):
+    module = getattr(bigmodel.nn, kind)(24, weight_offset=1.0, out_dtype=torch.bfloat16, memory_efficient=True, device=device)
+    assert not module.weight.detach().any(), "weights stored around zero start at zero"
+    x = torch.randn(3, 24, device=device)
+    assert module(x).dtype is torch.bfloat16
+    assert_close(module(x).float(), getattr(torch.nn, kind)(24, device=device)(x), atol=2e-2, rtol=8e-3)
+    assert "weight_offset=1.0" in repr(module) and "memory_efficient=True" in repr(module)
+
+
+# --- threads and processes ---------------------------------------------------------------------------------------------
+
+
+def test_one_openmp_runtime():
+    bigmodel.rms_norm(torch.randn(512, 1024), 1024)
+    assert len(_native.openmp_runtimes()) == 1
+
+
+def test_a_second_thread(device):
+    x, w, _ = arguments(device, rows=2048, cols=128, grad=False)
+    expected = bigmodel.rms_norm(x, 128, w)
+    results = []
+    workers = [threading.Thread(target=lambda: results.append(bigmodel.rms_norm(x, 128, w))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(results) == 4 and all(torch.equal(result, expected) for result in results)
+
+
+def test_the_gil_is_released():
+    """While one thread normalises, another must get to run Python."""
+    x = torch.randn(4096, 4096)
+    done, ticks = threading.Event(), []
+
+    def work():
+        for _ in range(20):
+            bigmodel.rms_norm(x, 4096)
+        done.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while not done.is_set():
+        ticks.append(None)
+    worker.join()
+    assert len(ticks) > 100
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return bigmodel.rms_norm(torch.full((256, 1024), index + 1.0), 1024)
+
+
+def test_a_forked_dataloader_worker():
+    bigmodel.rms_norm(torch.randn(512, 1024), 1024)  # starts the parent's thread pool, which a fork does not copy
+    loader = torch.utils.data.DataLoader(_Rows(), num_workers=1, multiprocessing_context="fork", timeout=60)
+    assert sum(float(batch.mean()) for batch in loader) == pytest.approx(4, abs=1e-3)
+
+
+@pytest.mark.cuda
+def test_cuda_graph_capture():
+    x, w, _ = arguments("cuda", grad=False)
+    out = bigmodel.rms_norm(x, 24, w)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = bigmodel.rms_norm(x, 24, w)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert_close(out, bigmodel.rms_norm(x, 24, w))
+
+
+@pytest.mark.cuda
+def test_the_current_stream_is_used():
+    x, w, _ = arguments("cuda", rows=4096, cols=4096, grad=False)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        out = bigmodel.rms_norm(x * 2, 4096, w)
+    stream.synchronize()
+    assert_close(out, F.rms_norm(x * 2, (4096,), w, torch.finfo(torch.float32).eps))
