@@ -1,0 +1,144 @@
+"""Builds the executor, and modules of CUDA sources that run on it, with the C++ compiler alone.
+
+Everything lands in build/cuda_host/, one folder per hash of what it is made from, so that an unchanged tree builds nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cuda_host"
+
+DYNAMIC_SHARED_BYTES = 228 * 1024  # more than any device gives to one block
+_COMPILER = os.environ.get("CXX", "g++")
+_COMMON = ["-std=c++17", "-fPIC", "-g1", f"-I{HERE / 'include'}"]
+_PYTHON = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
+# Optimisations that split, merge or invent memory accesses are off: what is checked is what the source says.
+_KERNEL = [
+    "-x", "c++", "-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
+    "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-vectorize", "-fno-store-merging", "-fno-tree-loop-distribute-patterns",
+    "-fno-extern-tls-init", "-fno-ipa-reference", "-fno-omit-frame-pointer", "-Wno-unknown-pragmas",
+    '-DBIGMODEL_CUDA_ARCHITECTURES="the host executor"',
+]  # fmt: skip
+_LINK = ["-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset"]
+
+
+def _run(command: Sequence[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"cuda_host: `{' '.join(command)}` failed:\n{result.stderr}")
+    return result.stdout
+
+
+def _hash(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes() if isinstance(part, Path) else str(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
+
+
+def _compile(jobs: list[tuple[Path, Path, list[str]]]) -> None:
+    """Each job is (source, object, flags); objects that exist are kept."""
+    jobs = [job for job in jobs if not job[1].exists()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda job: _run([_COMPILER, *_COMMON, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs):
+            pass
+
+
+def _thread_locals(file: Path) -> list[tuple[str, int, int, bool]]:
+    """(mangled name, offset, bytes, defined) of the thread-local symbols."""
+    pattern = re.compile(r"\s*\d+: (\w+)\s+(\w+) TLS\s+\w+\s+\w+\s+(\w+) (\S+)")
+    rows = (pattern.match(line) for line in _run(["readelf", "--syms", "--wide", str(file)]).splitlines())
+    return [(r[4], int(r[1], 16), int(r[2], 0), r[3] != "UND") for r in rows if r]
+
+
+def _dynamic_shared(names: Sequence[str], folder: Path) -> Path:
+    """An assembly file in which every `extern __shared__` array begins at one and the same place."""
+    labels = "".join(f".globl {name}\n.hidden {name}\n.type {name}, @object\n{name}:\n" for name in names)
+    sizes = "".join(f".size {name}, {DYNAMIC_SHARED_BYTES}\n" for name in names)
+    path = folder / "dynamic_shared.s"
+    path.write_text(
+        f'.section .tbss,"awT",@nobits\n.balign 1024\n{labels}.zero {DYNAMIC_SHARED_BYTES}\n{sizes}'
+        '.section .note.GNU-stack,"",@progbits\n'
+    )
+    return path
+
+
+def executor() -> Path:
+    """The library `_executor`, which is also a Python module."""
+    sources = _sources(HERE / "runtime")
+    folder = BUILD / _hash(_COMPILER, _COMMON, _PYTHON, *sources, *_sources(HERE / "include"))
+    target = folder / "_executor.so"
+    with _Lock():
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            jobs = [(s, folder / f"{s.stem}.o", ["-O2", "-Wall", "-Wextra"]) for s in sources if s.suffix == ".cpp"]
+            jobs = [(s, o, f + (_PYTHON if s.stem == "bindings" else [])) for s, o, f in jobs]
+            _compile(jobs)
+            _run([_COMPILER, "-shared", "-Wl,-soname,_executor.so", *(str(o) for _, o, _ in jobs), "-o", str(target)])
+    return target
+
+
+def module(name: str, kernels: Sequence[Path], binding: Path) -> tuple[Path, list[tuple[str, int, int, bool]]]:
+    """The Python module `name` of instrumented CUDA sources and a binding, and its `__shared__` variables.
+
+    A variable is (name, offset in the module's thread-local block, bytes, dynamic).
+    """
+    library = executor()
+    folder = library.parent
+    headers = [path for path in _sources(ROOT / "csrc") if path.suffix in {".h", ".cuh"}]
+    version = _hash(_KERNEL, _LINK, *headers, *_sources(HERE / "include"))
+    objects = [folder / f"{source.stem}-{_hash(version, source)}.o" for source in (*kernels, binding)]
+    target = folder / f"{name}-{_hash(*(path.name for path in objects))}" / f"{name}.so"
+    with _Lock():
+        if not target.exists():
+            include = [f"-I{ROOT / 'csrc'}"]
+            jobs = [(s, o, [*_KERNEL, *include]) for s, o in zip(kernels, objects, strict=False)]
+            _compile([*jobs, (binding, objects[-1], ["-O1", *_PYTHON, *include])])
+            target.parent.mkdir(exist_ok=True)
+            symbols = {symbol[0]: symbol[3] for o in objects[:-1] for symbol in _thread_locals(o)}
+            undefined = sorted(symbol for symbol, defined in symbols.items() if not defined)
+            extra = [str(_dynamic_shared(undefined, target.parent))] if undefined else []
+            unfinished = target.with_suffix(".part")
+            link = [*_LINK, f"-Wl,-rpath,{folder}", *(str(o) for o in objects), *extra, str(library)]
+            _run([_COMPILER, *link, "-o", str(unfinished)])
+            unfinished.rename(target)
+    return target, _shared_variables(target, objects[:-1])
+
+
+def _shared_variables(target: Path, objects: Sequence[Path]) -> list[tuple[str, int, int, bool]]:
+    symbols = {symbol[0]: symbol[3] for o in objects for symbol in _thread_locals(o)}
+    found = [symbol for symbol in _thread_locals(target) if symbol[0] in symbols]
+    plain = _run(["c++filt", *(symbol[0] for symbol in found)]).splitlines() if found else []
+    return [
+        (text.rsplit("::", 1)[-1], offset, size, not symbols[mangled])
+        for text, (mangled, offset, size, _) in zip(plain, found, strict=True)
+    ]
+
+
+class _Lock:
+    """One build at a time, whichever process."""
+
+    def __enter__(self):
+        BUILD.mkdir(parents=True, exist_ok=True)
+        self.file = open(BUILD / "lock", "w")  # noqa: SIM115
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_):
+        self.file.close()

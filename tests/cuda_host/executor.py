@@ -1,0 +1,151 @@
+"""Runs the CUDA sources on the CPU, under checks: see README.md beside this file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import importlib.util
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from . import build, contracts
+from .contracts import Matrix
+
+
+class Traffic(NamedTuple):
+    """What one instruction of a kernel cost over all its warps: sectors of 32 bytes, or wavefronts in shared memory."""
+
+    kernel: str
+    where: str  # file:line, and where that was inlined
+    space: str  # "global" or "shared"
+    kind: str  # "read" or "write"
+    bytes: int  # of one lane
+    accesses: int  # by a warp
+    cost: int
+    least: int  # the fewest sectors or wavefronts that carry the same bytes
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def _executor() -> ModuleType:
+    return _import("_executor", build.executor())
+
+
+@functools.cache
+def _symbol(path: str, offset: str) -> tuple[str, str]:
+    """The function at an offset in a library, and its place in the sources, innermost first."""
+    command = ["addr2line", "--exe", path, "--functions", "--inlines", "--demangle", offset]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    functions, places = lines[0::2], lines[1::2]
+    headers = str(build.HERE / "include")
+    shown = [Path(place.split(" ")[0]).name for place in places if not place.startswith(headers)]
+    function = re.sub(r"\(anonymous namespace\)::|\bbigmodel::|^void ", "", functions[-1])
+    return re.sub(r"\((?!anonymous).*", "", function), " in ".join(dict.fromkeys(shown[:3]))
+
+
+_CODE = re.compile(r"\{code:([^}]*):(0x[0-9a-f]+)\}")
+
+
+def _named(text: str) -> str:
+    text = re.sub("kernel " + _CODE.pattern, lambda match: "kernel " + _symbol(match[1], match[2])[0], text)
+    return _CODE.sub(lambda match: _symbol(match[1], match[2])[1], text)
+
+
+class Executor:
+    """The functions of a module of kernels, each call checked against its contract.
+
+    Attributes:
+        Violation: the exception of a check that failed; a RuntimeError.
+        devices: what is pretended under each ordinal.
+    """
+
+    def __init__(self, module: ModuleType, contracts: dict[str, Any]):
+        self._module = module
+        self._contracts = contracts
+        self.Violation = _executor().Violation
+        self.devices = _executor().devices()
+
+    def __getattr__(self, name: str):
+        function = getattr(self._module, name)
+        contract = self._contracts.get(name)
+        return function if contract is None else functools.partial(self._checked, function, contract)
+
+    def _checked(self, function, contract, *args):
+        return self.call(function, contract(*args), *args)
+
+    def call(self, function, buffers: Iterable[Matrix], *args):
+        """function(*args), which may touch these buffers and must write its outputs."""
+        roles = _executor().Role
+        for matrix in buffers:
+            if matrix.address:
+                _executor().add_buffer(
+                    matrix.name, getattr(roles, matrix.role), matrix.address, matrix.rows,
+                    matrix.row_bytes(), matrix.stride_bytes(), matrix.element_bytes(),
+                )  # fmt: skip
+        try:
+            result = function(*args)
+            _executor().check_written()
+            return result
+        except self.Violation as violation:
+            raise self.Violation(_named(str(violation))) from None
+        finally:
+            _executor().clear_buffers()
+
+    def take_traffic(self) -> list[Traffic]:
+        """What every memory instruction has cost since the last call of this."""
+        return [
+            Traffic(_named("kernel " + kernel)[7:], _named(code), "shared" if shared else "global",
+                    "write" if write else "read", *counts)
+            for kernel, code, shared, write, *counts in _executor().take_traffic()
+        ]  # fmt: skip
+
+
+def open_module(name: str, kernels: list[Path], binding: Path) -> ModuleType:
+    """Builds a module of CUDA sources where that is needed, and imports it."""
+    executor = _executor()
+    path, shared = build.module(name, kernels, binding)
+    executor.declare_shared(str(path), shared)
+    return _import(name, path)
+
+
+@functools.cache
+def load() -> Executor:
+    """The executor of csrc/cuda/*.cu: the names of `_C.cuda`, on CPU memory."""
+    kernels = sorted((build.ROOT / "csrc" / "cuda").glob("*.cu"))
+    module = open_module("_cuda_host", kernels, build.HERE / "module.cpp")
+    return Executor(module, contracts.of(module))
+
+
+@contextlib.contextmanager
+def as_cpu(device: int = 0) -> Iterator[Executor]:
+    """Within this, bigmodel's ops on CPU tensors run the CUDA kernels, as on the device of that ordinal."""
+    from bigmodel import _registry
+
+    executor = load()
+    native, place = _registry.native, _registry.place
+
+    def host_native(tensor: torch.Tensor):
+        return executor if tensor.is_cpu else native(tensor)
+
+    def host_place(tensor: torch.Tensor):
+        return (device, 0) if tensor.is_cpu else place(tensor)
+
+    _registry.native, _registry.place = host_native, host_place
+    try:
+        yield executor
+    finally:
+        _registry.native, _registry.place = native, place

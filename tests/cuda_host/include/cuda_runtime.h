@@ -1,0 +1,175 @@
+// The part of CUDA's runtime interface that the sources use, on top of the executor. Names and meanings are CUDA's.
+#pragma once
+
+#include <tuple>
+#include <utility>
+
+#include "cuda_host/executor.h"
+#include "cuda_host/intrinsics.h"
+#include "cuda_host/qualifiers.h"
+#include "vector_types.h"
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+};
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    default: return "an error that the host executor never gives";
+  }
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+
+// --- devices ----------------------------------------------------------------------------------------------------------
+using cudaStream_t = struct CUstream_st*;
+
+enum cudaDeviceAttr {
+  cudaDevAttrMaxThreadsPerBlock,
+  cudaDevAttrMaxSharedMemoryPerBlock,
+  cudaDevAttrWarpSize,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxThreadsPerMultiProcessor,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrComputeCapabilityMinor,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxBlocksPerMultiprocessor,
+  cudaDevAttrClusterLaunch,
+};
+
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = cuda_host::device_count(), cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* index) { return *index = cuda_host::current_device(), cudaSuccess; }
+inline cudaError_t cudaSetDevice(int index) {
+  return cuda_host::set_current_device(index) ? cudaSuccess : cudaErrorInvalidDevice;
+}
+inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int index) {
+  if (index < 0 || index >= cuda_host::device_count()) return cudaErrorInvalidDevice;
+  const cuda_host::Device& device = cuda_host::device(index);
+  switch (attribute) {
+    case cudaDevAttrMaxThreadsPerBlock: *value = cuda_host::kThreadsPerBlock; break;
+    case cudaDevAttrMaxSharedMemoryPerBlock: *value = cuda_host::kSharedBytesPerBlock; break;
+    case cudaDevAttrWarpSize: *value = warpSize; break;
+    case cudaDevAttrMultiProcessorCount: *value = device.multiprocessors; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = cuda_host::kThreadsPerMultiprocessor; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = device.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = device.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = device.shared_bytes_per_multiprocessor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = device.shared_bytes_per_block; break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = cuda_host::kBlocksPerMultiprocessor; break;
+    case cudaDevAttrClusterLaunch: *value = device.cluster_blocks > 1; break;
+  }
+  return cudaSuccess;
+}
+
+// --- kernels and their launches ---------------------------------------------------------------------------------------
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
+};
+
+template <class... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
+  cuda_host::KernelAttributes& attributes = cuda_host::attributes(reinterpret_cast<const void*>(kernel));
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    attributes.nonportable_cluster = value != 0;
+    return cudaSuccess;
+  }
+  const int most = cuda_host::device(cuda_host::current_device()).shared_bytes_per_block;
+  if (value < 0 || value > most) return cudaErrorInvalidValue;
+  attributes.dynamic_shared_bytes = size_t(value);
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+  int maxThreadsPerBlock, ptxVersion, binaryVersion;
+};
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+  const cuda_host::Device& device = cuda_host::device(cuda_host::current_device());
+  const int version = device.major * 10 + device.minor;
+  *attributes = {cuda_host::kThreadsPerBlock, version, version};
+  return cudaSuccess;
+}
+
+enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4 };
+
+union cudaLaunchAttributeValue {
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
+};
+
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+namespace cuda_host {
+
+inline dim3 cluster_of(const cudaLaunchConfig_t& config) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) continue;
+    const auto& cluster = config.attrs[i].val.clusterDim;
+    return dim3(cluster.x, cluster.y, cluster.z);
+  }
+  return dim3(1, 1, 1);
+}
+
+}  // namespace cuda_host
+
+// As if registers never were the limit: those are the compiler's.
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int threads,
+                                                          size_t dynamic_bytes) {
+  const cuda_host::Device& device = cuda_host::device(cuda_host::current_device());
+  const int by_threads = cuda_host::kThreadsPerMultiprocessor / ((threads + warpSize - 1) / warpSize * warpSize);
+  const int by_memory = device.shared_bytes_per_multiprocessor / (int(dynamic_bytes) + cuda_host::kSharedBytesReserved);
+  *blocks = min(min(by_threads, by_memory), cuda_host::kBlocksPerMultiprocessor);
+  return cudaSuccess;
+}
+
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...), const cudaLaunchConfig_t* config) {
+  const dim3 block = config->blockDim, cluster = cuda_host::cluster_of(*config);
+  int blocks = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, int(block.x * block.y * block.z), config->dynamicSmemBytes);
+  *clusters = blocks * cuda_host::device(cuda_host::current_device()).multiprocessors / int(cluster.x * cluster.y * cluster.z);
+  return cudaSuccess;
+}
+
+// --- launching --------------------------------------------------------------------------------------------------------
+// Runs the whole grid before it returns. What a device would refuse, or a check finds, is thrown.
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  using Values = std::tuple<std::remove_cv_t<Parameters>...>;
+  Values values(std::forward<Arguments>(arguments)...);
+  const cuda_host::LaunchShape shape{config->gridDim, config->blockDim, cuda_host::cluster_of(*config),
+                                     config->dynamicSmemBytes};
+  const auto call = [](const void* kernel, void* values) {
+    std::apply(reinterpret_cast<void (*)(Parameters...)>(const_cast<void*>(kernel)), *static_cast<Values*>(values));
+  };
+  cuda_host::launch(shape, reinterpret_cast<const void*>(kernel), call, &values, sizeof values);
+  return cudaSuccess;
+}

@@ -1,0 +1,244 @@
+// One kernel for every check, each broken on purpose in one place. They run in one block of 64 threads unless their row
+// in the table at the end says otherwise; n is 64.
+#include "probes.h"
+#include "launch.cuh"
+
+namespace probe {
+namespace {
+
+__global__ void reads_past_the_end(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x + (threadIdx.x == 63)];
+}
+
+__global__ void writes_an_input(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (threadIdx.x == 5) const_cast<float*>(in)[5] = 0;
+}
+
+__global__ void misaligned_vector(float* out, const float* in, int n) {
+  if (threadIdx.x < 15) reinterpret_cast<float4*>(out)[threadIdx.x] = *reinterpret_cast<const float4*>(in + 4 * threadIdx.x + 1);
+}
+
+__global__ void leaves_one_out(float* out, const float* in, int n) {
+  if (threadIdx.x != 17) out[threadIdx.x] = in[threadIdx.x];
+}
+
+__global__ void reads_its_output(float* out, const float* in, int n) { out[threadIdx.x] += in[threadIdx.x]; }
+
+__global__ void reads_unwritten_shared(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  if (threadIdx.x < 63) slot[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = slot[threadIdx.x];
+}
+
+__global__ void past_dynamic_shared(float* out, const float* in, int n) {  // with 64 floats of it
+  float* slot = reinterpret_cast<float*>(dynamic_shared);
+  slot[threadIdx.x + (threadIdx.x == 63)] = in[threadIdx.x];
+  out[threadIdx.x] = slot[threadIdx.x];
+}
+
+__global__ void misses_a_barrier(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  slot[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = slot[63 - threadIdx.x];
+}
+
+__global__ void misses_the_second_barrier(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    slot[threadIdx.x] = in[threadIdx.x] + i;
+    __syncthreads();
+    sum += slot[63 - threadIdx.x];
+  }
+  out[threadIdx.x] = sum;
+}
+
+__global__ void misses_a_warp_barrier(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  slot[threadIdx.x] = in[threadIdx.x];
+  const float neighbour = slot[threadIdx.x ^ 1];
+  __syncthreads();
+  out[threadIdx.x] = neighbour;
+}
+
+__global__ void all_write_one_word(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  out[7] = 0;
+}
+
+__global__ void blocks_write_one_word(float* out, const float* in, int n) {  // two blocks
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = in[32 * blockIdx.x + threadIdx.x];
+  if (threadIdx.x == 40) out[60] = 0;
+}
+
+__global__ void block_reads_anothers(float* out, const float* in, int n) {  // two blocks
+  if (threadIdx.x >= 32) return;
+  out[32 * blockIdx.x + threadIdx.x] = blockIdx.x == 0 ? 1 : out[threadIdx.x];
+}
+
+__global__ void some_skip_a_barrier(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (threadIdx.x < 40) __syncthreads();
+}
+
+__global__ void barriers_in_two_branches(float* out, const float* in, int n) {
+  if (threadIdx.x < 32) {
+    out[threadIdx.x] = in[threadIdx.x];
+    __syncthreads();
+  } else {
+    __syncthreads();
+    out[threadIdx.x] = in[threadIdx.x];
+  }
+}
+
+__global__ void some_skip_a_shuffle(float* out, const float* in, int n) {
+  float value = in[threadIdx.x];
+  if (threadIdx.x % 32 < 20) value += __shfl_xor_sync(~0u, value, 1);
+  out[threadIdx.x] = value;
+}
+
+__global__ void shuffle_from_outside_the_mask(float* out, const float* in, int n) {
+  float value = in[threadIdx.x];
+  if (threadIdx.x % 32 < 16) value = __shfl_sync(0xffff, value, threadIdx.x % 32 + 1);
+  out[threadIdx.x] = value;
+}
+
+__global__ void shuffle_without_its_own_lane(float* out, const float* in, int n) {
+  out[threadIdx.x] = __shfl_sync(0xfffffffe, in[threadIdx.x], 1);
+}
+
+__global__ void two_shuffles_at_once(float* out, const float* in, int n) {
+  float value = in[threadIdx.x];
+  if (threadIdx.x % 2) value = __shfl_down_sync(~0u, value, 1);
+  else value = __shfl_up_sync(~0u, value, 1);
+  out[threadIdx.x] = value;
+}
+
+__global__ void names_missing_lanes(float* out, const float* in, int n) {  // one block of 48
+  out[threadIdx.x] = __shfl_xor_sync(~0u, in[threadIdx.x], 1);
+  if (threadIdx.x < 16) out[48 + threadIdx.x] = 0;
+}
+
+__global__ void reads_before_the_copy_landed(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  __pipeline_memcpy_async(&slot[threadIdx.x], &in[threadIdx.x], 4);
+  __pipeline_commit();
+  out[threadIdx.x] = slot[threadIdx.x];
+}
+
+__global__ void reads_anothers_copy(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  __pipeline_memcpy_async(&slot[threadIdx.x], &in[threadIdx.x], 4);
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  out[threadIdx.x] = slot[63 - threadIdx.x];
+}
+
+__global__ void leaves_the_cluster_early(float* out, const float* in, int n) {  // two blocks in a cluster
+  __shared__ float slot[64];
+  slot[threadIdx.x] = in[threadIdx.x];
+  cooperative_groups::this_cluster().sync();
+  const float* other = cooperative_groups::this_cluster().map_shared_rank(slot, 1 - blockIdx.x);
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = other[threadIdx.x];
+}
+
+__global__ void enters_the_cluster_early(float* out, const float* in, int n) {  // two blocks in a cluster
+  __shared__ float slot[64];
+  *cooperative_groups::this_cluster().map_shared_rank(&slot[threadIdx.x], 1 - blockIdx.x) = in[threadIdx.x];
+  cooperative_groups::this_cluster().sync();
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = slot[threadIdx.x];
+}
+
+__global__ void misses_a_cluster_barrier(float* out, const float* in, int n) {  // two blocks in a cluster
+  __shared__ float slot[64];
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  *cluster.map_shared_rank(&slot[threadIdx.x], 1 - blockIdx.x) = in[threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = slot[threadIdx.x];
+  cluster.sync();
+}
+
+__global__ void a_block_skips_the_cluster_barrier(float* out, const float* in, int n) {  // two blocks in a cluster
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = in[threadIdx.x];
+  if (blockIdx.x == 0) cooperative_groups::this_cluster().sync();
+}
+
+__global__ void too_much_static_shared(float* out, const float* in, int n) {
+  __shared__ float slot[13 * 1024];
+  slot[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = slot[threadIdx.x];
+}
+
+__global__ void copies(float* out, const float* in, int n) {
+  if (threadIdx.x < n && blockIdx.x == 0) out[threadIdx.x] = in[threadIdx.x];
+}
+
+template <Kernel kernel>
+void once(float* out, const float* in, int n) { launch(kernel, out, in, n, 1, 64); }
+template <Kernel kernel>
+void two_blocks(float* out, const float* in, int n) { launch(kernel, out, in, n, 2, 64); }
+template <Kernel kernel>
+void a_pair(float* out, const float* in, int n) { launch(kernel, out, in, n, 2, 64, 2); }
+
+void with_dynamic(float* out, const float* in, int n) { launch(past_dynamic_shared, out, in, n, 1, 64, 1, 256); }
+void with_48_threads(float* out, const float* in, int n) { launch(names_missing_lanes, out, in, n, 1, 48); }
+void block_too_large(float* out, const float* in, int n) { launch(copies, out, in, n, 1, dim3(32, 33)); }
+void block_too_deep(float* out, const float* in, int n) { launch(copies, out, in, n, 1, dim3(1, 1, 65)); }
+void grid_too_tall(float* out, const float* in, int n) { launch(copies, out, in, n, dim3(1, 65536), 64); }
+void grid_empty(float* out, const float* in, int n) { launch(copies, out, in, n, 0, 64); }
+void cluster_too_large(float* out, const float* in, int n) { launch(copies, out, in, n, 16, 64, 16); }
+void cluster_does_not_divide(float* out, const float* in, int n) { launch(copies, out, in, n, 5, 64, 2); }
+void cluster_on_sm_80(float* out, const float* in, int n) {
+  cudaSetDevice(1);
+  struct Back {
+    ~Back() { cudaSetDevice(0); }
+  } back;
+  launch(copies, out, in, n, 2, 64, 2);
+}
+void dynamic_without_asking(float* out, const float* in, int n) { launch(copies, out, in, n, 1, 64, 1, 48 * 1024 + 4); }
+
+}  // namespace
+
+const Probe kBroken[] = {
+    {"reads_past_the_end", once<reads_past_the_end>},
+    {"writes_an_input", once<writes_an_input>},
+    {"misaligned_vector", once<misaligned_vector>},
+    {"leaves_one_out", once<leaves_one_out>},
+    {"reads_its_output", once<reads_its_output>},
+    {"reads_unwritten_shared", once<reads_unwritten_shared>},
+    {"past_dynamic_shared", with_dynamic},
+    {"misses_a_barrier", once<misses_a_barrier>},
+    {"misses_the_second_barrier", once<misses_the_second_barrier>},
+    {"misses_a_warp_barrier", once<misses_a_warp_barrier>},
+    {"all_write_one_word", once<all_write_one_word>},
+    {"blocks_write_one_word", two_blocks<blocks_write_one_word>},
+    {"block_reads_anothers", two_blocks<block_reads_anothers>},
+    {"some_skip_a_barrier", once<some_skip_a_barrier>},
+    {"barriers_in_two_branches", once<barriers_in_two_branches>},
+    {"some_skip_a_shuffle", once<some_skip_a_shuffle>},
+    {"shuffle_from_outside_the_mask", once<shuffle_from_outside_the_mask>},
+    {"shuffle_without_its_own_lane", once<shuffle_without_its_own_lane>},
+    {"two_shuffles_at_once", once<two_shuffles_at_once>},
+    {"names_missing_lanes", with_48_threads},
+    {"reads_before_the_copy_landed", once<reads_before_the_copy_landed>},
+    {"reads_anothers_copy", once<reads_anothers_copy>},
+    {"leaves_the_cluster_early", a_pair<leaves_the_cluster_early>},
+    {"enters_the_cluster_early", a_pair<enters_the_cluster_early>},
+    {"misses_a_cluster_barrier", a_pair<misses_a_cluster_barrier>},
+    {"a_block_skips_the_cluster_barrier", a_pair<a_block_skips_the_cluster_barrier>},
+    {"too_much_static_shared", once<too_much_static_shared>},
+    {"block_too_large", block_too_large},
+    {"block_too_deep", block_too_deep},
+    {"grid_too_tall", grid_too_tall},
+    {"grid_empty", grid_empty},
+    {"cluster_too_large", cluster_too_large},
+    {"cluster_does_not_divide", cluster_does_not_divide},
+    {"cluster_on_sm_80", cluster_on_sm_80},
+    {"dynamic_without_asking", dynamic_without_asking},
+    {nullptr, nullptr},
+};
+
+}  // namespace probe

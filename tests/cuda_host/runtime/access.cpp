@@ -1,0 +1,140 @@
+#include "access.h"
+
+#include <cstring>
+
+#include "grid.h"
+#include "memory.h"
+#include "report.h"
+
+namespace cuda_host {
+
+Races races;
+Traffic traffic;
+
+namespace {
+
+struct Attempt {
+  uintptr_t address;
+  size_t bytes;
+  bool write;
+  uint32_t pc;  // within the instruction, so that the line found for it is its own
+
+  std::string text(const std::string& place) const {
+    return name(*current) + (write ? " writes " : " reads ") + std::to_string(bytes) + " bytes " + place + " (" +
+           hex(address) + ", " + code(grid->module->path, pc) + ")";
+  }
+};
+
+void check_race(const Attempt& attempt, const std::string& kind, const std::string& place, Cell* cells, uint32_t floor) {
+  const Conflict conflict = attempt.write ? races.write(cells, attempt.bytes, *current, attempt.pc, floor)
+                                          : races.read(cells, attempt.bytes, *current, attempt.pc, floor);
+  if (!conflict) return;
+  fail("data race on " + kind + " memory: " + attempt.text(place) + ", which " +
+       name_of_segment(conflict.earlier.segment) + (conflict.wrote ? " wrote (" : " read (") +
+       code(grid->module->path, conflict.earlier.pc) + ") with no barrier between");
+}
+
+// Perhaps another thread's write is still to come: then it is a race, and that is what is reported.
+void suspect(const Attempt& attempt, const std::string& place, const char* who) {
+  if (grid->suspicion.empty()) grid->suspicion = "uninitialised read: " + attempt.text(place) + ", which " + who + " has written";
+}
+
+void check_shared(const Attempt& attempt, size_t offset, uint32_t rank) {
+  SharedMemory& shared = grid->module->shared;
+  Block& block = *current->block;
+  if (!shared.use(offset, attempt.bytes)) {
+    fail("access outside shared memory: " + attempt.text(shared.locate(offset)));
+  }
+  if (rank != block.rank) {
+    const Block& owner = block.cluster->blocks[rank];
+    const std::string whose = " of block " + name(owner.index);
+    if (owner.finished()) {
+      fail("distributed shared memory of a block that has exited: " + attempt.text(shared.locate(offset) + whose));
+    }
+    if (current->clock.cluster_waits == 0) {
+      fail("distributed shared memory before the first cluster barrier, so of a block that may not have started: " +
+           attempt.text(shared.locate(offset) + whose));
+    }
+  }
+  Cell* cells = shared.cells(rank, offset);
+  const uint32_t floor = block.cluster->first_segment;
+  for (size_t i = 0; !attempt.write && i < attempt.bytes; ++i) {
+    if (cells[i].write.segment < floor) suspect(attempt, shared.locate(offset), "no thread of the block");
+  }
+  check_race(attempt, "shared", shared.locate(offset), cells, floor);
+}
+
+void check_global(const Attempt& attempt, Buffer& buffer) {
+  if (buffer.role == Role::input) {
+    if (attempt.write) fail("write to an input: " + attempt.text("at " + buffer.locate(attempt.address)));
+    return;
+  }
+  Cell* cells = buffer.cells.data() + (attempt.address - buffer.begin);
+  const bool needs_write = !attempt.write && buffer.role != Role::updated;
+  for (size_t i = 0; needs_write && i < attempt.bytes; ++i) {
+    if (!cells[i].write.segment) suspect(attempt, "at " + buffer.locate(attempt.address), "no kernel");
+  }
+  check_race(attempt, "global", "at " + buffer.locate(attempt.address), cells, grid->first_segment);
+}
+
+}  // namespace
+
+void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, const void* code) {
+  Thread* thread = current;
+  if (!thread || bytes == 0 || (address >= thread->stack_low && address + bytes <= thread->stack_high)) return;
+  const Module& module = *grid->module;
+  const Attempt attempt{address, bytes, write, uint32_t(reinterpret_cast<uintptr_t>(code) - module.begin - 1)};
+  if (aligned && address % bytes) {
+    fail("misaligned access: " + attempt.text(global_memory.locate(address, address + bytes)));
+  }
+  for (const Copy& copy : thread->copies) {
+    if (address < copy.to + copy.bytes && copy.to < address + bytes) {
+      fail("asynchronous copy not waited for: " + attempt.text("where it goes"));
+    }
+  }
+  uint32_t rank;
+  const size_t offset = module.shared.offset(address, rank);
+  const TrafficKey key{grid->kernel, attempt.pc, offset != SharedMemory::kOutside, write, uint32_t(bytes)};
+  if (key.shared) {
+    check_shared(attempt, offset, rank);
+    if (rank == thread->block->rank) thread->warp->traffic.note(thread->lane, key, address);
+    return;
+  }
+  if (Buffer* buffer = global_memory.find(address, address + bytes)) {
+    check_global(attempt, *buffer);
+    thread->warp->traffic.note(thread->lane, key, address);
+    return;
+  }
+  const bool constant = (address >= grid->arguments && address + bytes <= grid->arguments_end) ||
+                        (address >= module.begin && address + bytes <= module.end);
+  if (!constant || write) {
+    fail("access outside the tensors passed in: " + attempt.text(global_memory.locate(address, address + bytes)));
+  }
+}
+
+void copy_async(void* to_shared, const void* from_global, size_t bytes) {
+  const Copy copy{reinterpret_cast<uintptr_t>(to_shared), reinterpret_cast<uintptr_t>(from_global), bytes,
+                  current->committed_groups, __builtin_return_address(0)};
+  // It may land at any time until it is waited for, so both ends of that time are checked against other threads.
+  check_access(copy.from, bytes, false, true, copy.code);
+  check_access(copy.to, bytes, true, true, copy.code);
+  current->copies.push_back(copy);
+}
+
+void commit_copies() { ++current->committed_groups; }
+
+void wait_copies(size_t groups_left) {
+  Thread& thread = *current;
+  std::vector<Copy> landed;
+  std::vector<Copy> pending;
+  for (const Copy& copy : thread.copies) {
+    (copy.group + groups_left < thread.committed_groups ? landed : pending).push_back(copy);
+  }
+  thread.copies = std::move(pending);
+  for (const Copy& copy : landed) {
+    check_access(copy.to, copy.bytes, true, true, copy.code);
+    std::memcpy(reinterpret_cast<void*>(copy.to), reinterpret_cast<const void*>(copy.from), copy.bytes);
+  }
+}
+
+}  // namespace cuda_host

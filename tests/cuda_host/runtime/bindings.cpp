@@ -1,0 +1,52 @@
+// What executor.py asks of the executor. The kernels' own modules link to this library.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "access.h"
+#include "grid.h"
+#include "memory.h"
+#include "report.h"
+
+namespace py = pybind11;
+using namespace cuda_host;
+
+PYBIND11_MODULE(_executor, m) {
+  py::register_exception<Violation>(m, "Violation", PyExc_RuntimeError);
+  py::enum_<Role>(m, "Role")
+      .value("input", Role::input)
+      .value("output", Role::output)
+      .value("scratch", Role::scratch)
+      .value("updated", Role::updated);
+
+  m.def("declare_shared", [](const std::string& path,
+                             const std::vector<std::tuple<std::string, size_t, size_t, bool>>& variables) {
+    std::vector<SharedVariable> declared;
+    for (const auto& [name, offset, size, dynamic] : variables) declared.push_back({name, offset, size, dynamic});
+    declare_shared(path, std::move(declared));
+  });
+  m.def("devices", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < device_count(); ++i) names.push_back(device(i).name);
+    return names;
+  });
+
+  m.def("add_buffer", [](const std::string& name, Role role, uintptr_t address, size_t rows, size_t row_bytes,
+                         size_t stride, size_t element_bytes) {
+    global_memory.add({name, role, address, rows, row_bytes, stride, element_bytes, {}});
+  });
+  m.def("check_written", [] { global_memory.check_written(); });
+  m.def("clear_buffers", [] { global_memory.clear(); });
+
+  // (kernel, code, shared, write, bytes of a lane, accesses, cost, least cost); code as {code:path:offset}
+  m.def("take_traffic", [] {
+    py::list rows;
+    for (const auto& [key, count] : traffic) {
+      const Module& module = module_of(key.kernel);
+      rows.append(py::make_tuple(code(module.path, reinterpret_cast<uintptr_t>(key.kernel) - module.begin),
+                                 code(module.path, key.pc), key.shared, key.write, key.bytes, count.accesses, count.cost,
+                                 count.least));
+    }
+    traffic.clear();
+    return rows;
+  });
+}

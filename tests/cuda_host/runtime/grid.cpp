@@ -1,0 +1,195 @@
+#include "grid.h"
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "access.h"
+#include "memory.h"
+#include "report.h"
+
+namespace cuda_host {
+
+thread_local Thread* current = nullptr;
+Grid* grid = nullptr;
+
+namespace {
+
+Stacks stacks;
+
+uint3 unravel(uint32_t i, dim3 extent) {
+  return {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y};
+}
+
+// Leaves `from` for the next thread of the block that can go on, or for the scheduler.
+void leave(Fibre& from, Block& block) {
+  const Fibre* to = &grid->scheduler;
+  current = nullptr;
+  if (!block.ready.empty()) {
+    current = block.ready.front();
+    block.ready.pop_front();
+    to = &current->fibre;
+  }
+  cuda_host_switch(&from, to);
+}
+
+void live() {
+  grid->call(grid->kernel, reinterpret_cast<void*>(grid->arguments));
+  Thread& thread = *current;
+  thread.state = Thread::State::exited;
+  ++thread.block->exited;
+  leave(thread.fibre, *thread.block);
+}
+
+void prepare(Block& block, size_t first_stack) {
+  const dim3 extent = grid->shape.block;
+  const uint32_t count = extent.x * extent.y * extent.z;
+  block.threads.assign(count, Thread{});
+  block.warps.assign((count + 31) / 32, Warp{});
+  block.ready.clear();
+  block.barrier = Barrier{};
+  block.barrier.expected = count;
+  block.exited = 0;
+  block.count = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.stack_low = stacks.low(first_stack + i);
+    thread.stack_high = stacks.high(first_stack + i);
+    thread.index = unravel(i, extent);
+    thread.linear = i;
+    thread.lane = i % 32;
+    thread.block = &block;
+    thread.warp = &block.warps[i / 32];
+    thread.warp->lanes[thread.lane] = &thread;
+    thread.warp->present |= 1u << thread.lane;
+    start(thread.fibre, thread.stack_low, thread.stack_high, live);
+    block.ready.push_back(&thread);
+  }
+}
+
+void prepare(Cluster& cluster, uint3 index) {
+  const dim3 shape = grid->shape.cluster, extent = grid->shape.grid;
+  const uint32_t threads = grid->shape.block.x * grid->shape.block.y * grid->shape.block.z;
+  cluster.barrier = Barrier{};
+  cluster.barrier.expected = uint32_t(cluster.blocks.size()) * threads;
+  cluster.first_segment = races.next();
+  for (uint32_t rank = 0; rank < cluster.blocks.size(); ++rank) {
+    Block& block = cluster.blocks[rank];
+    const uint3 within = unravel(rank, shape);
+    block.index = {index.x * shape.x + within.x, index.y * shape.y + within.y, index.z * shape.z + within.z};
+    block.linear = block.index.x + extent.x * (block.index.y + extent.y * block.index.z);
+    block.rank = rank;
+    block.cluster = &cluster;
+    prepare(block, rank * threads);
+  }
+}
+
+// Who waits where, when nobody can go on.
+std::string stuck(const Cluster& cluster) {
+  using Place = std::tuple<std::string, std::string, uint32_t>;
+  std::map<Place, std::pair<int, const Thread*>> groups;
+  for (const Block& block : cluster.blocks) {
+    for (const Thread& thread : block.threads) {
+      const bool exited = thread.state == Thread::State::exited;
+      const Place place = exited ? Place{} : Place{thread.meeting, name(thread.site), thread.mask};
+      auto& group = groups[place];
+      if (group.first++ == 0) group.second = &thread;
+    }
+  }
+  std::string text = "barrier or warp operation not reached by all threads that must reach it:";
+  for (const auto& [place, group] : groups) {
+    const auto& [meeting, site, mask] = place;
+    text += (text.back() == ':' ? " " : "; ") + std::to_string(group.first) + " threads, " + name(*group.second) +
+            " first, " + (meeting.empty() ? "have exited" : "wait in " + meeting + " at " + site) +
+            (mask ? " with mask " + hex(mask) : "");
+  }
+  return text;
+}
+
+void drive(Cluster& cluster) {
+  for (;;) {
+    bool moved = false, finished = true;
+    for (Block& block : cluster.blocks) {
+      if (!block.ready.empty()) {
+        moved = true;
+        grid->module->shared.make_live(block.rank);
+        leave(grid->scheduler, block);
+        if (!grid->failure.empty()) throw Violation(grid->failure);
+      }
+      finished &= block.finished();
+    }
+    if (finished) break;
+    if (!moved) throw Violation(stuck(cluster));
+  }
+  if (!grid->suspicion.empty()) throw Violation(grid->suspicion);
+  for (Block& block : cluster.blocks) {
+    for (Warp& warp : block.warps) warp.traffic.flush(traffic);
+  }
+}
+
+}  // namespace
+
+void run(Grid& launched) {
+  const dim3 shape = launched.shape.cluster, extent = launched.shape.grid;
+  const dim3 clusters(extent.x / shape.x, extent.y / shape.y, extent.z / shape.z);
+  const uint32_t blocks = shape.x * shape.y * shape.z;
+  const dim3 threads = launched.shape.block;
+  stacks.reserve(size_t(blocks) * threads.x * threads.y * threads.z);
+  races.begin_launch();
+  launched.first_segment = races.next();
+  launched.cluster.blocks.resize(blocks);
+  launched.module->shared.begin_launch(thread_local_block(*launched.module), blocks, launched.shape.dynamic_shared_bytes);
+
+  struct Scope {
+    explicit Scope(Grid& launched) { grid = &launched; }
+    ~Scope() { grid = nullptr, current = nullptr; }
+  } scope(launched);
+  const uint64_t count = uint64_t(clusters.x) * clusters.y * clusters.z;
+  for (uint64_t i = 0; i < count; ++i) {
+    launched.module->shared.make_live(0);
+    prepare(launched.cluster, unravel(uint32_t(i), clusters));
+    drive(launched.cluster);
+  }
+}
+
+void fail(const std::string& what) {
+  if (!current) throw Violation(what);
+  grid->failure = what;
+  Fibre& abandoned = current->fibre;
+  current = nullptr;
+  cuda_host_switch(&abandoned, &grid->scheduler);
+  __builtin_unreachable();
+}
+
+void suspend(const char* meeting, uint32_t mask, Site site) {
+  Thread& thread = *current;
+  thread.state = Thread::State::waiting;
+  thread.meeting = meeting;
+  thread.mask = mask;
+  thread.site = site;
+  leave(thread.fibre, *thread.block);
+}
+
+void wake(Thread& thread) {
+  thread.state = Thread::State::ready;
+  thread.block->ready.push_back(&thread);
+}
+
+std::string name(uint3 index) {
+  return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
+}
+
+std::string name(const Thread& thread) { return "block " + name(thread.block->index) + " thread " + name(thread.index); }
+
+std::string name_of_segment(uint32_t id) {
+  const Races::Segment& segment = races.segment(id);
+  return "block " + name(unravel(segment.block, grid->shape.grid)) + " thread " +
+         name(unravel(segment.thread, grid->shape.block));
+}
+
+std::string name(Site site) {
+  const std::string file = site.file;
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line);
+}
+
+}  // namespace cuda_host

@@ -1,0 +1,96 @@
+// Launches: what a device of the chosen kind would refuse is refused here.
+#include <iterator>
+#include <map>
+#include <mutex>
+
+#include "access.h"
+#include "grid.h"
+#include "memory.h"
+#include "report.h"
+
+namespace cuda_host {
+namespace {
+
+// CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+constexpr Device kDevices[] = {
+    {"sm_90 (H100)", 9, 0, 132, 227 * 1024, 228 * 1024, 8, 16},
+    {"sm_80 (A100)", 8, 0, 108, 163 * 1024, 164 * 1024, 1, 1},
+    {"sm_90 (H100 MIG 1g)", 9, 0, 16, 227 * 1024, 228 * 1024, 8, 16},
+};
+constexpr uint32_t kGridX = 2147483647, kGridYZ = 65535, kBlockXY = 1024, kBlockZ = 64;
+constexpr size_t kArgumentBytes = 4096;
+
+thread_local int current_index = 0;
+std::map<const void*, KernelAttributes> attributes_of;
+std::mutex one_launch;
+
+std::string text(dim3 extent) {
+  return std::to_string(extent.x) + " x " + std::to_string(extent.y) + " x " + std::to_string(extent.z);
+}
+
+void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw Violation("launch beyond the limits of " + std::string(device(current_index).name) + ": " + otherwise);
+}
+
+void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, size_t arguments_bytes) {
+  const auto [grid, block, cluster, dynamic_bytes] = shape;
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  require(threads >= 1 && threads <= kThreadsPerBlock && block.x <= kBlockXY && block.y <= kBlockXY && block.z <= kBlockZ,
+          "a block of " + text(block) + " threads; at most 1024 x 1024 x 64 and 1024 in all");
+  require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "an empty grid of " + text(grid) + " blocks");
+  require(grid.x <= kGridX && grid.y <= kGridYZ && grid.z <= kGridYZ,
+          "a grid of " + text(grid) + " blocks; at most 2147483647 x 65535 x 65535");
+  const uint64_t blocks = uint64_t(cluster.x) * cluster.y * cluster.z;
+  const int most = kernel.nonportable_cluster ? device(current_index).cluster_blocks_nonportable : device(current_index).cluster_blocks;
+  require(blocks >= 1 && blocks <= uint64_t(most),
+          "a cluster of " + text(cluster) + " blocks; this kernel may have " + std::to_string(most));
+  require(grid.x % cluster.x == 0 && grid.y % cluster.y == 0 && grid.z % cluster.z == 0,
+          "a grid of " + text(grid) + " blocks that clusters of " + text(cluster) + " do not divide");
+  require(dynamic_bytes <= kernel.dynamic_shared_bytes,
+          std::to_string(dynamic_bytes) + " bytes of dynamic shared memory; this kernel may have " +
+              std::to_string(kernel.dynamic_shared_bytes) + " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
+  require(arguments_bytes <= kArgumentBytes, std::to_string(arguments_bytes) + " bytes of arguments; at most 4096");
+}
+
+// Static shared memory is known once the kernel has run: it is what was touched.
+void check_shared(const SharedMemory& shared, size_t dynamic_bytes) {
+  const size_t fixed = shared.static_bytes_used();
+  require(fixed <= kSharedBytesPerBlock, std::to_string(fixed) + " bytes of static shared memory; at most 49152");
+  require(fixed + dynamic_bytes <= size_t(device(current_index).shared_bytes_per_block),
+          std::to_string(fixed) + " bytes of static and " + std::to_string(dynamic_bytes) +
+              " of dynamic shared memory; at most " + std::to_string(device(current_index).shared_bytes_per_block));
+}
+
+}  // namespace
+
+int device_count() { return int(std::size(kDevices)); }
+
+const Device& device(int index) { return kDevices[index]; }
+
+int current_device() { return current_index; }
+
+bool set_current_device(int index) {
+  if (index < 0 || index >= device_count()) return false;
+  current_index = index;
+  return true;
+}
+
+KernelAttributes& attributes(const void* kernel) { return attributes_of[kernel]; }
+
+void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void* arguments, size_t arguments_bytes) {
+  const std::lock_guard lock(one_launch);
+  Module& module = module_of(kernel);
+  const auto begin = reinterpret_cast<uintptr_t>(arguments);
+  const std::string kernel_name = code(module.path, reinterpret_cast<uintptr_t>(kernel) - module.begin);
+  global_memory.launched(kernel_name);
+  try {
+    check_shape(shape, attributes(kernel), arguments_bytes);
+    Grid grid{shape, kernel, call, begin, begin + arguments_bytes, &module, {}, 0, {}, {}, {}};
+    run(grid);
+    check_shared(module.shared, shape.dynamic_shared_bytes);
+  } catch (const Violation& violation) {
+    throw Violation("kernel " + kernel_name + ": " + violation.what());
+  }
+}
+
+}  // namespace cuda_host

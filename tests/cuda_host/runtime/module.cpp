@@ -1,0 +1,63 @@
+// Finds the image and the thread-local block of the shared library that a kernel lives in.
+#include <dlfcn.h>
+#include <link.h>
+
+#include <climits>
+#include <cstdlib>
+#include <map>
+
+#include "memory.h"
+#include "report.h"
+
+extern "C" void* __tls_get_addr(size_t*);  // of {module, offset}; allocates the block on its first use in a thread
+
+namespace cuda_host {
+namespace {
+
+std::map<uintptr_t, Module> modules;
+std::map<std::string, std::vector<SharedVariable>> declared;
+
+std::string real_path(const std::string& path) {
+  char buffer[PATH_MAX];
+  return realpath(path.c_str(), buffer) ? buffer : path;
+}
+
+int visit(dl_phdr_info* info, size_t, void* data) {
+  auto& module = *static_cast<Module*>(data);
+  if (info->dlpi_addr != module.begin) return 0;
+  module.tls_module = info->dlpi_tls_modid;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& segment = info->dlpi_phdr[i];
+    if (segment.p_type != PT_LOAD) continue;
+    module.end = std::max<uintptr_t>(module.end, module.begin + segment.p_vaddr + segment.p_memsz);
+  }
+  return 1;
+}
+
+}  // namespace
+
+void declare_shared(const std::string& path, std::vector<SharedVariable> variables) {
+  declared[real_path(path)] = std::move(variables);
+}
+
+Module& module_of(const void* code) {
+  Dl_info info;
+  if (!dladdr(code, &info)) throw Violation("a kernel at an address that is in no module");
+  const auto begin = reinterpret_cast<uintptr_t>(info.dli_fbase);
+  const auto found = modules.find(begin);
+  if (found != modules.end()) return found->second;
+  Module& module = modules[begin];
+  module.path = real_path(info.dli_fname);
+  module.begin = begin;
+  dl_iterate_phdr(visit, &module);
+  module.shared.declare(declared[module.path]);
+  return module;
+}
+
+uintptr_t thread_local_block(const Module& module) {
+  if (!module.tls_module) return 0;
+  size_t index[2] = {module.tls_module, 0};
+  return reinterpret_cast<uintptr_t>(__tls_get_addr(index));
+}
+
+}  // namespace cuda_host
