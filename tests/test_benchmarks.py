@@ -217,49 +217,43 @@ def test_a_wrong_kernel_is_found_out(monkeypatch):
 # --- goals ------------------------------------------------------------------------------------------------------------
 
 
-def verdict(at_least=None, at_most=None, against="stock", times=None, notes=None):
+def verdict(limit, at_most=False, against="stock", times=None, notes=None):
     row = measurement(times=times, notes=notes)
-    goal = Goal("text", DEFAULT_PAGES, row.case, against, at_least=at_least, at_most=at_most)
+    goal = Goal("text", DEFAULT_PAGES, row.case, against, limit, at_most)
     return judge([goal], {DEFAULT_PAGES: [row], HUGE_PAGES: []})[0]
 
 
 def test_speed_and_time_are_judged_in_their_own_direction():
-    assert verdict(at_least=4.0).reached
-    assert not verdict(at_least=4.1).reached
-    assert verdict(at_most=0.25).reached
-    assert not verdict(at_most=0.24).reached
-    assert verdict(at_least=0.5, against=COPY).reached
-    assert not verdict(at_least=0.51, against=COPY).reached
+    assert verdict(4.0).reached
+    assert not verdict(4.1).reached
+    assert verdict(0.25, at_most=True).reached
+    assert not verdict(0.24, at_most=True).reached
+    assert verdict(0.5, against=COPY).reached
+    assert not verdict(0.51, against=COPY).reached
 
 
 def test_a_near_miss_is_not_rounded_up():
-    near = verdict(at_least=0.9, against=COPY, times={OURS: 1.0, COPY: 0.8999})
+    near = verdict(0.9, against=COPY, times={OURS: 1.0, COPY: 0.8999})
     assert not near.reached and near.goal.show(near.value) == "89.9 %"
-    near = verdict(at_least=4, times={OURS: 1.0, "stock": 3.999, COPY: 1.0})
+    near = verdict(4, times={OURS: 1.0, "stock": 3.999, COPY: 1.0})
     assert not near.reached and near.goal.show(near.value) == "3.99x"
-    near = verdict(at_most=1.5, times={OURS: 1.501, "stock": 1.0, COPY: 1.0})
+    near = verdict(1.5, at_most=True, times={OURS: 1.501, "stock": 1.0, COPY: 1.0})
     assert not near.reached and near.goal.show(near.value) == "1.51x its time"
 
 
 def test_a_wrong_result_reaches_nothing():
-    assert not verdict(at_least=2.0, notes={OURS: "disagrees"}).reached
-    assert verdict(at_least=2.0, notes={"stock": "disagrees"}).reached
+    assert not verdict(2.0, notes={OURS: "disagrees"}).reached
+    assert verdict(2.0, notes={"stock": "disagrees"}).reached
 
 
 def test_only_what_was_measured_is_judged():
     row = measurement()
     goals = [
-        Goal("other case", DEFAULT_PAGES, "elsewhere", "stock", at_least=1),
-        Goal("other process", HUGE_PAGES, row.case, "stock", at_least=1),
-        Goal("no such peer", DEFAULT_PAGES, row.case, "liger", at_least=1),
+        Goal("other case", DEFAULT_PAGES, "elsewhere", "stock", 1),
+        Goal("other process", HUGE_PAGES, row.case, "stock", 1),
+        Goal("no such peer", DEFAULT_PAGES, row.case, "liger", 1),
     ]
     assert judge(goals, {DEFAULT_PAGES: [row], HUGE_PAGES: []}) == []
-
-
-@pytest.mark.parametrize("limits", [{}, {"at_least": 1, "at_most": 1}])
-def test_a_goal_has_one_limit(limits):
-    with pytest.raises(ValueError, match="exactly one"):
-        Goal("text", DEFAULT_PAGES, "case", "stock", **limits)
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -267,7 +261,7 @@ def test_a_goal_has_one_limit(limits):
 
 def test_json_gives_back_what_was_measured():
     row = measurement(notes={"stock": "disagrees"})
-    record = json.loads(make_report({DEFAULT_PAGES: [row]}, [verdict(at_least=5)]).to_json())
+    record = json.loads(make_report({DEFAULT_PAGES: [row]}, [verdict(5)]).to_json())
     assert [Measurement.from_dict(each) for each in record["measurements"][DEFAULT_PAGES]] == [row]
     assert record["goals"][0]["reached"] is False and record["goals"][0]["value"] == pytest.approx(4)
     assert record["machine"]["cpu"]["threads"] == torch.get_num_threads()
@@ -276,7 +270,7 @@ def test_json_gives_back_what_was_measured():
 
 def test_markdown_shows_figures_goals_and_notes():
     row = measurement(notes={"stock": "disagrees with float64"})
-    text = make_report({DEFAULT_PAGES: [row]}, [verdict(at_least=5), verdict(at_least=3)]).to_markdown()
+    text = make_report({DEFAULT_PAGES: [row]}, [verdict(5), verdict(3)]).to_markdown()
     line = next(line for line in text.splitlines() if line.startswith(f"| {row.case}*"))
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[2:] == [
@@ -294,7 +288,7 @@ def test_markdown_shows_figures_goals_and_notes():
 
 
 def test_goals_of_one_text_share_a_line_that_shows_the_worst():
-    goal = Goal("text", DEFAULT_PAGES, "case a", "stock", at_least=2)
+    goal = Goal("text", DEFAULT_PAGES, "case a", "stock", 2)
     verdicts = [Verdict(goal, 3.0, True), Verdict(dataclasses.replace(goal, case="case b"), 1.5, True)]
     line = report.goal_table(verdicts).splitlines()[-1]
     assert "1.50x, case b" in line and "missed in part (1 of 2)" in line

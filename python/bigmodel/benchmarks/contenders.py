@@ -11,15 +11,13 @@ from torch import Tensor
 from bigmodel import _registry
 from bigmodel.benchmarks.harness import Contender
 
-Function = Callable[..., "Tensor | Sequence[Tensor]"]
 
-
-def forward(function: Function, args: Sequence) -> Contender:
+def forward(function: Callable, args: Sequence) -> Contender:
     return Contender(partial(function, *args))
 
 
 def forward_backward(
-    function: Function, args: Sequence, leaves: Sequence[Tensor], grads: Sequence[Tensor]
+    function: Callable, args: Sequence, leaves: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Contender:
     """One call, then its backward from `grads`, one for each output."""
 
@@ -34,7 +32,7 @@ def forward_backward(
     return Contender(call, leaves)
 
 
-def backward(function: Function, args: Sequence, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> Contender:
+def backward(function: Callable, args: Sequence, leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> Contender:
     """The backward alone; its forward is untimed."""
     outputs: list[Tensor] = []
 
@@ -66,7 +64,7 @@ def kernel(launch: Callable, place: Tensor, outputs: Sequence[Tensor], buffers: 
     return Contender(call, buffers=buffers)
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Callable) -> Callable:
     """torch.compile for one shape at a time, so that no case pays for the guards of those before it."""
     torch.compiler.reset()
     return torch.compile(function, fullgraph=True, dynamic=False)

@@ -22,30 +22,26 @@ class Goal:
         pages: the process that it is measured in, DEFAULT_PAGES or HUGE_PAGES.
         case: `Case.name`.
         against: a contender, or "copy".
-        at_least: the other's time over ours; against the copy, the share of its bandwidth.
-        at_most: our time over the other's. Exactly one of the two is given.
+        limit: the least that the other's time over ours may be (against the copy: the share of its bandwidth).
+        at_most: `limit` is instead the most that our time over the other's may be.
     """
 
     text: str
     pages: str
     case: str
     against: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError(f"Goal {self.text!r}: exactly one of at_least and at_most is needed.")
+    limit: float
+    at_most: bool = False
 
     @property
     def needed(self) -> str:
-        if self.at_most is not None:
-            return f"<= {self.at_most:g}x its time"
-        return f">= {self.at_least * 100:g} %" if self.against == COPY else f">= {self.at_least:g}x"
+        if self.at_most:
+            return f"<= {self.limit:g}x its time"
+        return f">= {self.limit * 100:g} %" if self.against == COPY else f">= {self.limit:g}x"
 
     def show(self, value: float) -> str:
         """The value cut, never rounded, towards the side of missing the goal: 89.99 % is shown as 89.9 %."""
-        if self.at_most is not None:
+        if self.at_most:
             return f"{math.ceil(value * 100) / 100:.2f}x its time"
         if self.against == COPY:
             return f"{math.floor(value * 1000) / 10:.1f} %"
@@ -53,11 +49,11 @@ class Goal:
 
     def value(self, measurement: Measurement) -> float:
         speed = measurement.speed(OURS, self.against)
-        return speed if self.at_most is None else 1 / speed
+        return 1 / speed if self.at_most else speed
 
     def margin(self, value: float) -> float:
         """1 at the goal, more beyond it."""
-        return value / self.at_least if self.at_least is not None else self.at_most / value
+        return self.limit / value if self.at_most else value / self.limit
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ WARM_UP = 3
 SAMPLE_SECONDS = 2e-3  # a sample repeats the call to about this length: the clock's 50 ns are then nothing
 FLUSH_BYTES = 512 << 20  # ten times the L2 of an H100; writing it takes 0.2 ms, which hides the launches behind it
 
+Outputs = torch.Tensor | Sequence[torch.Tensor]
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -48,7 +50,7 @@ class Contender:
         buffers: tensors that `call` knows by address only, kept alive here.
     """
 
-    call: Callable[[], torch.Tensor | Sequence[torch.Tensor]]
+    call: Callable[[], Outputs]
     leaves: Sequence[torch.Tensor] = ()
     prepare: Callable[[], object] | None = None
     buffers: Sequence[torch.Tensor | None] = ()
@@ -59,12 +61,12 @@ class Contender:
         if self.prepare is not None:
             self.prepare()
 
-    def results(self) -> list[torch.Tensor]:
-        """Runs once: the outputs, then the gradients of the leaves."""
+    def results(self) -> list[torch.Tensor | None]:
+        """Runs once: the outputs, then the gradients of the leaves, None where none arrived."""
         self.reset()
         outputs = self.call()
-        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-        return outputs + [leaf.grad for leaf in self.leaves]
+        tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        return [*tensors, *(leaf.grad for leaf in self.leaves)]
 
 
 @dataclass(frozen=True)
@@ -227,12 +229,12 @@ class CudaTimer:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             outputs = contender.call()
+        return Contender(partial(self._replay, graph, outputs, contender))
 
-        def replay():
-            graph.replay()
-            return outputs
-
-        return Contender(replay)
+    @staticmethod
+    def _replay(graph: torch.cuda.CUDAGraph, outputs: Outputs, contender: Contender) -> Outputs:
+        graph.replay()  # it has only the addresses of the contender's tensors, which therefore come along
+        return outputs
 
     def sample(self, contender: Contender, calls: int) -> float:
         events = []
@@ -275,7 +277,9 @@ def measure(case: Case, timer: Timer, effort: Effort) -> Measurement:
     return Measurement(case.name, case.op, case.mode, dtype, case.shape, case.bytes, case.sweep, times, notes)
 
 
-def disagreement(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], tolerance: float) -> str | None:
+def disagreement(
+    got: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor], tolerance: float
+) -> str | None:
     """What separates `got` from the float64 tensors `expected`, or None where each is within the tolerance."""
     for index, (tensor, reference) in enumerate(zip(got, expected, strict=True)):
         if tensor is None or tensor.shape != reference.shape:

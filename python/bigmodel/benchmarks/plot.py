@@ -7,7 +7,7 @@ from pathlib import Path
 from bigmodel.benchmarks.harness import COPY, OURS, Measurement
 from bigmodel.benchmarks.report import Report
 
-_STYLE = {
+_STYLE: dict[str, dict] = {
     COPY: {"color": "black", "linestyle": "--", "label": "copy (the roof)"},
     OURS: {"color": "tab:red", "linewidth": 2.2},
     "stock": {"color": "tab:blue"},
@@ -47,7 +47,7 @@ def save(report: Report, path: str | Path) -> None:
     ):
         for name in dict.fromkeys(name for row in rows for name in row.times):
             points = [(row.shape[1], row.gigabytes_per_second(name)) for row in rows if name in row.times]
-            axes.plot(*zip(*points, strict=True), marker=".", **{"label": name, **_STYLE.get(name, {})})
+            axes.plot(*zip(*points, strict=True), marker=".", **({"label": name} | _STYLE.get(name, {})))
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.set_title(f"{op} {mode} {dtype}\n{pages}", fontsize=9)
