@@ -33,6 +33,13 @@ def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str,
         raise ValueError(f"{op}: {argument} is on device '{value.device}', but input is on '{device}'.")
 
 
+def shape(op: str, value: Any) -> tuple[int, ...]:
+    """normalized_shape as a tuple."""
+    if isinstance(value, (tuple, list)):
+        return tuple(value)
+    raise TypeError(f"{op}: normalized_shape must be an int or a sequence of ints, got {value!r}.")
+
+
 def dtype(op: str, argument: str, value: Any) -> None:
     if value not in DTYPE_CODES:
         raise TypeError(f"{op}: {argument} is {value!r}; supported are {SUPPORTED}.")

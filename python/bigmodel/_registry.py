@@ -49,7 +49,7 @@ def native(tensor: Tensor) -> Any:
     if tensor.is_cpu:
         return _C.cpu
     if not hasattr(_C, "cuda"):
-        raise RuntimeError(f"bigmodel: a tensor is on {tensor.device}, but CUDA was {_C.cuda_status}.")
+        raise ValueError(f"bigmodel: a tensor is on {tensor.device}, but CUDA was {_C.cuda_status}.")
     return _C.cuda
 
 

@@ -392,13 +392,14 @@ def _norm(
     op, centred, input, residual, normalized_shape, weight, bias, eps,
     weight_offset, memory_efficient, out_dtype, residual_dtype=None,
 ):  # fmt: skip
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else _check.shape(op, normalized_shape)
     _check.tensor(op, "input", input)
     x_dtype = input.dtype
     if residual is not None:
+        _check.tensor(op, "residual", residual)
         x_dtype = torch.promote_types(x_dtype, residual.dtype) if residual_dtype is None else residual_dtype
         _check.dtype(op, "residual_dtype", x_dtype)
-    if eps is None:
+    if eps is None and not centred:
         eps = _DEFAULT_EPS[x_dtype]
     if out_dtype is None:
         out_dtype = _registry.autocast_dtype(input)
