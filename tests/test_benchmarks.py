@@ -287,6 +287,13 @@ def test_markdown_shows_figures_goals_and_notes():
     assert f"transparent huge pages: {info.transparent_hugepage()}" in text
 
 
+def test_a_busy_machine_is_told():
+    quiet = measurement()
+    busy = dataclasses.replace(quiet, times={**quiet.times, "stock": dataclasses.replace(timing(4e-3), min=2e-3)})
+    assert "not quiet" not in make_report({DEFAULT_PAGES: [quiet]}).to_markdown()
+    assert "not quiet**: in 1 of 6 timings" in make_report({DEFAULT_PAGES: [quiet, busy]}).to_markdown()
+
+
 def test_goals_of_one_text_share_a_line_that_shows_the_worst():
     goal = Goal("text", DEFAULT_PAGES, "case a", "stock", 2)
     verdicts = [Verdict(goal, 3.0, True), Verdict(dataclasses.replace(goal, case="case b"), 1.5, True)]

@@ -11,6 +11,7 @@ from bigmodel.benchmarks.goals import Verdict
 from bigmodel.benchmarks.harness import COPY, OURS, Measurement, Timing
 
 SCHEMA = 1
+DISTURBED = 1.5  # median over least: beyond it, something else was running
 
 METHOD = (
     "Median (least to greatest) over rounds that run every contender once, in changing order, in one process. "
@@ -47,7 +48,7 @@ class Report:
         return json.dumps(record, indent=1) + "\n"
 
     def to_markdown(self) -> str:
-        parts = [self._header(), METHOD]
+        parts = [self._header(), METHOD, *self._warning()]
         for pages, rows in self.measurements.items():
             title = f"## {self.group} on {self.device}" + (f", {pages}" if self.device == "cpu" else "")
             lines, points = [m for m in rows if not m.sweep], [m for m in rows if m.sweep]
@@ -58,6 +59,16 @@ class Report:
         if self.verdicts:
             parts += ["## Goals", goal_table(self.verdicts)]
         return "\n\n".join(parts) + "\n"
+
+    def _warning(self) -> list[str]:
+        timings = [timing for rows in self.measurements.values() for m in rows for timing in m.times.values()]
+        disturbed = sum(timing.median > DISTURBED * timing.min for timing in timings)
+        if not disturbed:
+            return []
+        return [
+            f"**The machine was not quiet**: in {disturbed} of {len(timings)} timings the median is more than "
+            f"{DISTURBED:g} times the least."
+        ]
 
     def _header(self) -> str:
         facts, cuda = self.facts, self.facts["cuda"]
