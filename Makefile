@@ -1,0 +1,78 @@
+# Everything runs in .venv, which the first target that needs it makes: a C++ compiler, make and Python are enough.
+#   PYTHON=python3.12          the interpreter of .venv
+#   BIGMODEL_CUDA=ON|OFF|AUTO  the CUDA kernels; unset: AUTO where a GPU is seen, else OFF
+#   ARGS='...'                 further arguments of the demo, pytest or the benchmark
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CXX ?= c++
+VENV := .venv
+BIN := $(VENV)/bin
+SEES_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+BIGMODEL_CUDA ?= $(if $(filter-out 0,$(SEES_GPU)),AUTO,OFF)
+
+BUILD_TOOLS := cmake ninja pybind11 scikit-build-core
+LINT_TOOLS := ruff mypy clang-format
+# nvcc and what it compiles against, where CUDA is wanted and the machine has no toolkit of its own.
+NVCC := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl nvidia-nvvm
+TOOLKIT := $(if $(filter-out OFF,$(BIGMODEL_CUDA)),$(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC)))
+
+SOURCES := $(shell find csrc cmake python -type f -not -path '*/__pycache__/*') CMakeLists.txt README.md LICENSE
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILD := --quiet --no-build-isolation --config-settings=cmake.define.BIGMODEL_CUDA=$(BIGMODEL_CUDA)
+START := $(shell date +%s)
+
+.PHONY: help
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(VENV)/installed: constraints.txt pyproject.toml $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt $(BUILD_TOOLS) $(TOOLKIT)
+	$(PIP) install $(BUILD) --constraint constraints.txt '.[test]'
+	touch $@
+
+.PHONY: setup
+setup: $(VENV)/installed  ## make .venv with the versions of constraints.txt, build and install bigmodel
+
+.PHONY: demo
+demo: setup  ## train a Llama and a GPT-2 on real text, stock and fused side by side; see demo-output/
+	@echo "Set-up took $$(( $$(date +%s) - $(START) )) s."
+	$(BIN)/python examples/train_language_model.py $(ARGS)
+
+.PHONY: test
+test: setup  ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: bench
+bench: setup  ## time the norms: stock torch, torch.compile, bigmodel
+	$(BIN)/bigmodel bench norm $(ARGS)
+
+.PHONY: lint
+lint: setup  ## check the style of every source, and the types
+	$(PIP) install --quiet --constraint constraints.txt $(LINT_TOOLS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	$(BIN)/mypy
+
+# Python is not built with the sanitizers, so their runtimes come first in the process; libstdc++ before them lets them
+# find the exceptions that they intercept. Python itself leaks on purpose.
+.PHONY: asan
+asan: setup  ## run the op tests on kernels built with the address and undefined-behaviour sanitizers
+	rm -rf build/asan/site
+	$(PIP) install $(BUILD) --no-deps --target build/asan/site --config-settings=build-dir=build/asan/build \
+	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON .
+	LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site $(BIN)/python -m pytest tests/ops $(ARGS)
+
+.PHONY: wheel
+wheel: setup  ## build a wheel for this Python in dist/
+	$(PIP) wheel $(BUILD) --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean:  ## remove .venv and everything built, downloaded or written here
+	rm -rf $(VENV) build dist demo-output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache
