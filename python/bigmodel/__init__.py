@@ -22,10 +22,13 @@ __all__ = [*_HOMES, *_MODULES]
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(_import_module(_HOMES[name]), name)
-    if name in _MODULES:
-        return _import_module(f"bigmodel.{name}")
-    raise AttributeError(f"module 'bigmodel' has no attribute '{name}'")
+        value = getattr(_import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = _import_module(f"bigmodel.{name}")
+    else:
+        raise AttributeError(f"module 'bigmodel' has no attribute '{name}'")
+    globals()[name] = value  # the next access, in somebody's training loop, finds it without coming here
+    return value
 
 
 def __dir__():
