@@ -30,7 +30,7 @@ def run(probes, name, source=None, shape=(64,), n=64, role="output"):
     return out
 
 
-# --- checks: kernel, what it must say, and about which thread -----------------------------------------------------------
+# --- checks: kernel, what it must say, and about which thread ---------------------------------------------------------
 
 ADDRESS = r"\(0x[0-9a-f]+, broken\.cu:\d+\)"
 BROKEN = [
@@ -39,27 +39,72 @@ BROKEN = [
     ("misaligned_vector", rf"misaligned access: .* thread \(0,0,0\) reads 16 bytes at in\[1\] {ADDRESS}"),
     ("leaves_one_out", r"output never written: out\[17\]"),
     ("reads_its_output", rf"uninitialised read: .* thread \(0,0,0\) reads 4 bytes at out\[0\] {ADDRESS}"),
-    ("reads_unwritten_shared", rf"uninitialised read: .* thread \(63,0,0\) reads 4 bytes at shared `slot`\+252 .*{ADDRESS}"),
-    ("past_dynamic_shared", rf"outside shared memory: .* thread \(63,0,0\) writes .*`dynamic_shared`\+256 of 256 bytes {ADDRESS}"),
-    ("misses_a_barrier", rf"data race on shared memory: .* thread \(32,0,0\) writes .* thread \(31,0,0\) read \(broken"),
-    ("misses_the_second_barrier", rf"data race on shared .* thread \(0,0,0\) reads .* {ADDRESS}, which .* \(63,0,0\) wrote \(broken"),
-    ("misses_a_warp_barrier", r"data race on shared memory: .* thread \(1,0,0\) writes .* thread \(0,0,0\) read \(broken"),
-    ("all_write_one_word", r"data race on global memory: .* thread \(1,0,0\) writes 4 bytes at out\[7\].* thread \(0,0,0\) wrote"),
-    ("blocks_write_one_word", r"data race on global memory: block \(1,0,0\) .*out\[60\].* block \(0,0,0\) thread \(40,0,0\) wrote"),
-    ("block_reads_anothers", r"data race on global memory: block \(1,0,0\) .* reads 4 bytes at out\[0\].* block \(0,0,0\) .*wrote"),
-    ("some_skip_a_barrier", r"not reached by all .* 24 threads, .* \(40,0,0\) first, have exited; 40 threads, .* in __syncthreads"),
-    ("barriers_in_two_branches", r"thread \(32,0,0\) is in __syncthreads at broken\.cu:\d+, other threads are in the one at broken"),
-    ("some_skip_a_shuffle", r"not reached by all .* thread \(20,0,0\) first, have exited; .* __shfl_xor_sync .* mask 0xffffffff"),
+    (
+        "reads_unwritten_shared",
+        rf"uninitialised read: .* thread \(63,0,0\) reads 4 bytes at shared `slot`\+252 .*{ADDRESS}",
+    ),
+    (
+        "past_dynamic_shared",
+        rf"outside shared memory: .* thread \(63,0,0\) writes .*`dynamic_shared`\+256 of 256 bytes {ADDRESS}",
+    ),
+    (
+        "misses_a_barrier",
+        r"data race on shared memory: .* thread \(32,0,0\) writes .* thread \(31,0,0\) read \(broken",
+    ),
+    (
+        "misses_the_second_barrier",
+        rf"data race on shared .* thread \(0,0,0\) reads .* {ADDRESS}, which .* \(63,0,0\) wrote \(broken",
+    ),
+    (
+        "misses_a_warp_barrier",
+        r"data race on shared memory: .* thread \(1,0,0\) writes .* thread \(0,0,0\) read \(broken",
+    ),
+    (
+        "all_write_one_word",
+        r"data race on global memory: .* thread \(1,0,0\) writes 4 bytes at out\[7\].* thread \(0,0,0\) wrote",
+    ),
+    (
+        "blocks_write_one_word",
+        r"data race on global memory: block \(1,0,0\) .*out\[60\].* block \(0,0,0\) thread \(40,0,0\) wrote",
+    ),
+    (
+        "block_reads_anothers",
+        r"data race on global memory: block \(1,0,0\) .* reads 4 bytes at out\[0\].* block \(0,0,0\) .*wrote",
+    ),
+    (
+        "some_skip_a_barrier",
+        r"not reached by all .* 24 threads, .* \(40,0,0\) first, have exited; 40 threads, .* in __syncthreads",
+    ),
+    (
+        "barriers_in_two_branches",
+        r"thread \(32,0,0\) is in __syncthreads at broken\.cu:\d+, other threads are in the one at broken",
+    ),
+    (
+        "some_skip_a_shuffle",
+        r"not reached by all .* thread \(20,0,0\) first, have exited; .* __shfl_xor_sync .* mask 0xffffffff",
+    ),
     ("shuffle_from_outside_the_mask", r"thread \(15,0,0\) reads lane 16 in __shfl_sync, which is not in mask 0xffff"),
-    ("shuffle_without_its_own_lane", r"thread \(0,0,0\) calls __shfl_sync .* mask 0xfffffffe, which lacks its own lane"),
+    (
+        "shuffle_without_its_own_lane",
+        r"thread \(0,0,0\) calls __shfl_sync .* mask 0xfffffffe, which lacks its own lane",
+    ),
     ("two_shuffles_at_once", r"thread \(1,0,0\) is in __shfl_down_sync .* other lanes .* are in __shfl_up_sync"),
     ("names_missing_lanes", r"thread \(32,0,0\) calls __shfl_xor_sync .* but its warp has lanes 0xffff"),
-    ("reads_before_the_copy_landed", rf"asynchronous copy not waited for: .* thread \(0,0,0\) reads 4 bytes .*{ADDRESS}"),
+    (
+        "reads_before_the_copy_landed",
+        rf"asynchronous copy not waited for: .* thread \(0,0,0\) reads 4 bytes .*{ADDRESS}",
+    ),
     ("reads_anothers_copy", r"data race on shared memory: .* thread \(32,0,0\) writes .* thread \(31,0,0\) read"),
     ("leaves_the_cluster_early", r"of a block that has exited: block \(0,0,0\) .* of block \(1,0,0\)"),
     ("enters_the_cluster_early", r"before the first cluster barrier.*block \(0,0,0\) .* of block \(1,0,0\)"),
-    ("misses_a_cluster_barrier", r"data race on shared memory: block \(0,0,0\) .*, which block \(1,0,0\) thread \(0,0,0\) read"),
-    ("a_block_skips_the_cluster_barrier", r"not reached by all .* block \(1,0,0\) .* have exited; 64 threads, .* the cluster barrier"),
+    (
+        "misses_a_cluster_barrier",
+        r"data race on shared memory: block \(0,0,0\) .*, which block \(1,0,0\) thread \(0,0,0\) read",
+    ),
+    (
+        "a_block_skips_the_cluster_barrier",
+        r"not reached by all .* block \(1,0,0\) .* have exited; 64 threads, .* the cluster barrier",
+    ),
     ("too_much_static_shared", r"limits of sm_90 .* 53248 bytes of static shared memory; at most 49152"),
     ("dynamic_without_asking", r"limits of sm_90 .* 49156 bytes of dynamic shared memory; this kernel may have 49152"),
     ("block_too_large", r"limits of sm_90 .* a block of 32 x 33 x 1 threads"),
@@ -102,7 +147,9 @@ def test_what_lies_between_two_rows_is_out_of_bounds(probes):
         Matrix("out", "output", out.data_ptr(), 1, 64, 0),
         Matrix("in", "input", source.data_ptr(), 4, 12, 0, stride=16),
     ]
-    with pytest.raises(probes.Violation, match=r"thread \(12,0,0\) reads 4 bytes past the end of a row, at in\[0, 12\]"):
+    with pytest.raises(
+        probes.Violation, match=r"thread \(12,0,0\) reads 4 bytes past the end of a row, at in\[0, 12\]"
+    ):
         probes.call(probes.tree_in_dynamic_shared, buffers, out.data_ptr(), source.data_ptr(), 64)
 
 
@@ -112,7 +159,7 @@ def test_an_updated_buffer_may_be_read_and_left_out(probes):
     run(probes, "leaves_one_out", role="scratch")
 
 
-# --- kernels that are right ---------------------------------------------------------------------------------------------
+# --- kernels that are right -------------------------------------------------------------------------------------------
 
 
 def test_block_reduction(probes):
@@ -175,7 +222,7 @@ def test_conversions_round_like_torchs(probes):
         assert torch.equal(result[~values.isnan()], values[~values.isnan()].to(dtype))
 
 
-# --- traffic ------------------------------------------------------------------------------------------------------------
+# --- traffic ----------------------------------------------------------------------------------------------------------
 
 
 def test_bank_conflicts_and_uncoalesced_accesses_are_counted(probes):

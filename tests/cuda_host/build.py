@@ -1,6 +1,6 @@
 """Builds the executor, and modules of CUDA sources that run on it, with the C++ compiler alone.
 
-Everything lands in build/cuda_host/, one folder per hash of what it is made from, so that an unchanged tree builds nothing.
+Everything lands in build/cuda_host/ under a hash of what it is made from, so that an unchanged tree builds nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_host"
 
 DYNAMIC_SHARED_BYTES = 228 * 1024  # more than any device gives to one block
-_COMPILER = os.environ.get("CXX", "g++")
+_COMPILER = "g++"
 _COMMON = ["-std=c++17", "-fPIC", "-g1", f"-I{HERE / 'include'}"]
 _PYTHON = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
 # Optimisations that split, merge or invent memory accesses are off: what is checked is what the source says.
 _KERNEL = [
     "-x", "c++", "-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-vectorize", "-fno-store-merging", "-fno-tree-loop-distribute-patterns",
-    "-fno-extern-tls-init", "-fno-ipa-reference", "-fno-omit-frame-pointer", "-Wno-unknown-pragmas",
+    "-fno-extern-tls-init", "-fno-ipa-reference", "-Wno-unknown-pragmas", "-Wno-attributes",
     '-DBIGMODEL_CUDA_ARCHITECTURES="the host executor"',
 ]  # fmt: skip
 _LINK = ["-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--wrap=memcpy,--wrap=memmove,--wrap=memset"]
@@ -55,10 +55,16 @@ def _sources(folder: Path) -> list[Path]:
 
 def _compile(jobs: list[tuple[Path, Path, list[str]]]) -> None:
     """Each job is (source, object, flags); objects that exist are kept."""
-    jobs = [job for job in jobs if not job[1].exists()]
+
+    def run(job: tuple[Path, Path, list[str]]) -> None:
+        source, target, flags = job
+        if not target.exists():
+            unfinished = target.with_suffix(".part")
+            _run([_COMPILER, *_COMMON, *flags, "-c", str(source), "-o", str(unfinished)])
+            unfinished.rename(target)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda job: _run([_COMPILER, *_COMMON, *job[2], "-c", str(job[0]), "-o", str(job[1])]), jobs):
-            pass
+        list(pool.map(run, jobs))
 
 
 def _thread_locals(file: Path) -> list[tuple[str, int, int, bool]]:
@@ -91,7 +97,10 @@ def executor() -> Path:
             jobs = [(s, folder / f"{s.stem}.o", ["-O2", "-Wall", "-Wextra"]) for s in sources if s.suffix == ".cpp"]
             jobs = [(s, o, f + (_PYTHON if s.stem == "bindings" else [])) for s, o, f in jobs]
             _compile(jobs)
-            _run([_COMPILER, "-shared", "-Wl,-soname,_executor.so", *(str(o) for _, o, _ in jobs), "-o", str(target)])
+            unfinished = target.with_suffix(".part")
+            objects = [str(o) for _, o, _ in jobs]
+            _run([_COMPILER, "-shared", "-Wl,-soname,_executor.so", *objects, "-o", str(unfinished)])
+            unfinished.rename(target)
     return target
 
 

@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.util
 import re
 import subprocess
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +66,9 @@ def _named(text: str) -> str:
     return _CODE.sub(lambda match: _symbol(match[1], match[2])[1], text)
 
 
+_one_call = threading.Lock()  # the executor knows the buffers of one call at a time
+
+
 class Executor:
     """The functions of a module of kernels, each call checked against its contract.
 
@@ -90,20 +94,21 @@ class Executor:
     def call(self, function, buffers: Iterable[Matrix], *args):
         """function(*args), which may touch these buffers and must write its outputs."""
         roles = _executor().Role
-        for matrix in buffers:
-            if matrix.address:
-                _executor().add_buffer(
-                    matrix.name, getattr(roles, matrix.role), matrix.address, matrix.rows,
-                    matrix.row_bytes(), matrix.stride_bytes(), matrix.element_bytes(),
-                )  # fmt: skip
-        try:
-            result = function(*args)
-            _executor().check_written()
-            return result
-        except self.Violation as violation:
-            raise self.Violation(_named(str(violation))) from None
-        finally:
-            _executor().clear_buffers()
+        present = [matrix for matrix in buffers if matrix.address]
+        with _one_call:
+            try:
+                for matrix in present:
+                    _executor().add_buffer(
+                        matrix.name, getattr(roles, matrix.role), matrix.address, matrix.rows,
+                        matrix.row_bytes(), matrix.stride_bytes(), matrix.element_bytes(),
+                    )  # fmt: skip
+                result = function(*args)
+                _executor().check_written()
+                return result
+            except self.Violation as violation:
+                raise self.Violation(_named(str(violation))) from None
+            finally:
+                _executor().clear_buffers()
 
     def take_traffic(self) -> list[Traffic]:
         """What every memory instruction has cost since the last call of this."""
@@ -149,3 +154,23 @@ def as_cpu(device: int = 0) -> Iterator[Executor]:
         yield executor
     finally:
         _registry.native, _registry.place = native, place
+
+
+def table(rows: Iterable[Traffic]) -> str:
+    """Traffic as text: a line for each kernel, then one for each of its instructions that costs more than it must."""
+    rows = list(rows)
+    lines = [f"{'accesses':>10} {'sectors':>10} {'excess':>8} {'wavefronts':>10} {'conflicts':>9}  kernel"]
+    for kernel in dict.fromkeys(row.kernel for row in rows):
+        own = [row for row in rows if row.kernel == kernel]
+        spaces = {space: [row for row in own if row.space == space] for space in ("global", "shared")}
+        cost = {space: sum(row.cost for row in part) for space, part in spaces.items()}
+        excess = {space: cost[space] - sum(row.least for row in part) for space, part in spaces.items()}
+        lines.append(
+            f"{sum(row.accesses for row in own):>10} {cost['global']:>10} {excess['global']:>8} "
+            f"{cost['shared']:>10} {excess['shared']:>9}  {kernel}"
+        )
+        for row in own:
+            if row.cost > row.least:
+                what = f"{row.space} {row.kind}, {row.bytes} bytes a lane, {row.where}"
+                lines.append(f"{row.accesses:>10} {row.cost:>10} for {row.least}: {what}")
+    return "\n".join(lines)

@@ -31,7 +31,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 
-// --- devices ----------------------------------------------------------------------------------------------------------
+// --- devices ---------------------------------------------------------------------------------------------------------
 using cudaStream_t = struct CUstream_st*;
 
 enum cudaDeviceAttr {
@@ -75,7 +75,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
-// --- kernels and their launches ---------------------------------------------------------------------------------------
+// --- kernels and their launches --------------------------------------------------------------------------------------
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
   cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
@@ -94,9 +94,7 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
   return cudaSuccess;
 }
 
-struct cudaFuncAttributes {
-  int maxThreadsPerBlock, ptxVersion, binaryVersion;
-};
+struct cudaFuncAttributes { int maxThreadsPerBlock, ptxVersion, binaryVersion; };
 template <class... Parameters>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
   const cuda_host::Device& device = cuda_host::device(cuda_host::current_device());
@@ -108,9 +106,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Param
 enum cudaLaunchAttributeID { cudaLaunchAttributeIgnore = 0, cudaLaunchAttributeClusterDimension = 4 };
 
 union cudaLaunchAttributeValue {
-  struct {
-    unsigned x, y, z;
-  } clusterDim;
+  struct { unsigned x, y, z; } clusterDim;
 };
 
 struct cudaLaunchAttribute {
@@ -151,18 +147,22 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
 }
 
 template <class... Parameters>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...), const cudaLaunchConfig_t* config) {
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...),
+                                           const cudaLaunchConfig_t* config) {
   const dim3 block = config->blockDim, cluster = cuda_host::cluster_of(*config);
+  const int threads = int(block.x * block.y * block.z);
   int blocks = 0;
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, int(block.x * block.y * block.z), config->dynamicSmemBytes);
-  *clusters = blocks * cuda_host::device(cuda_host::current_device()).multiprocessors / int(cluster.x * cluster.y * cluster.z);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, config->dynamicSmemBytes);
+  blocks *= cuda_host::device(cuda_host::current_device()).multiprocessors;
+  *clusters = blocks / int(cluster.x * cluster.y * cluster.z);
   return cudaSuccess;
 }
 
-// --- launching --------------------------------------------------------------------------------------------------------
+// --- launching -------------------------------------------------------------------------------------------------------
 // Runs the whole grid before it returns. What a device would refuse, or a check finds, is thrown.
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
   using Values = std::tuple<std::remove_cv_t<Parameters>...>;
   Values values(std::forward<Arguments>(arguments)...);
   const cuda_host::LaunchShape shape{config->gridDim, config->blockDim, cuda_host::cluster_of(*config),

@@ -1,7 +1,7 @@
 // One kernel for every check, each broken on purpose in one place. They run in one block of 64 threads unless their row
 // in the table at the end says otherwise; n is 64.
-#include "probes.h"
 #include "launch.cuh"
+#include "probes.h"
 
 namespace probe {
 namespace {
@@ -16,7 +16,8 @@ __global__ void writes_an_input(float* out, const float* in, int n) {
 }
 
 __global__ void misaligned_vector(float* out, const float* in, int n) {
-  if (threadIdx.x < 15) reinterpret_cast<float4*>(out)[threadIdx.x] = *reinterpret_cast<const float4*>(in + 4 * threadIdx.x + 1);
+  const float* from = in + 4 * threadIdx.x + 1;
+  if (threadIdx.x < 15) reinterpret_cast<float4*>(out)[threadIdx.x] = *reinterpret_cast<const float4*>(from);
 }
 
 __global__ void leaves_one_out(float* out, const float* in, int n) {
@@ -177,11 +178,17 @@ __global__ void copies(float* out, const float* in, int n) {
 }
 
 template <Kernel kernel>
-void once(float* out, const float* in, int n) { launch(kernel, out, in, n, 1, 64); }
+void once(float* out, const float* in, int n) {
+  launch(kernel, out, in, n, 1, 64);
+}
 template <Kernel kernel>
-void two_blocks(float* out, const float* in, int n) { launch(kernel, out, in, n, 2, 64); }
+void two_blocks(float* out, const float* in, int n) {
+  launch(kernel, out, in, n, 2, 64);
+}
 template <Kernel kernel>
-void a_pair(float* out, const float* in, int n) { launch(kernel, out, in, n, 2, 64, 2); }
+void a_pair(float* out, const float* in, int n) {
+  launch(kernel, out, in, n, 2, 64, 2);
+}
 
 void with_dynamic(float* out, const float* in, int n) { launch(past_dynamic_shared, out, in, n, 1, 64, 1, 256); }
 void with_48_threads(float* out, const float* in, int n) { launch(names_missing_lanes, out, in, n, 1, 48); }

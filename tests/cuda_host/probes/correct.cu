@@ -3,8 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "probes.h"
 #include "launch.cuh"
+#include "probes.h"
 
 namespace probe {
 namespace {
@@ -121,11 +121,15 @@ __global__ void to_low_precision(float* out, const float* in, int n) {  // out: 
 }
 
 template <Kernel kernel>
-void once(float* out, const float* in, int n) { launch(kernel, out, in, n, 1, 64); }
+void once(float* out, const float* in, int n) {
+  launch(kernel, out, in, n, 1, 64);
+}
 void dynamic(float* out, const float* in, int n) { launch(tree_in_dynamic_shared, out, in, n, 1, 64, 1, 256); }
 void blocks(float* out, const float* in, int n) { launch(block_sum, out, in, n, unsigned(n / 64), 64); }
 void clusters(float* out, const float* in, int n) { launch(cluster_sum, out, in, n, unsigned(n / 64), 64, 4); }
-void next_blocks(float* out, const float* in, int n) { launch(reads_the_next_block, out, in, n, unsigned(n / 64), 64, 4); }
+void next_blocks(float* out, const float* in, int n) {
+  launch(reads_the_next_block, out, in, n, unsigned(n / 64), 64, 4);
+}
 void one_warp(float* out, const float* in, int n) { launch(strided, out, in, n, 1, 32); }
 void many(float* out, const float* in, int n) { launch(to_low_precision, out, in, n, 4, 256); }
 

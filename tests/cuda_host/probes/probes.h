@@ -8,7 +8,7 @@ struct Probe {
   void (*run)(float* out, const float* in, int n);
 };
 
-extern const Probe kBroken[];   // the last one has no name
+extern const Probe kBroken[];  // the last one has no name
 extern const Probe kCorrect[];
 
 }  // namespace probe

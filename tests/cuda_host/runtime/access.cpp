@@ -25,18 +25,25 @@ struct Attempt {
   }
 };
 
-void check_race(const Attempt& attempt, const std::string& kind, const std::string& place, Cell* cells, uint32_t floor) {
+Attempt attempt_at(uintptr_t address, size_t bytes, bool write, const void* code) {
+  return {address, bytes, write, uint32_t(reinterpret_cast<uintptr_t>(code) - grid->module->begin - 1)};
+}
+
+// `place` gives the text, which costs more than the check.
+template <class Place>
+void check_race(const Attempt& attempt, const char* kind, Cell* cells, uint32_t floor, const Place& place) {
   const Conflict conflict = attempt.write ? races.write(cells, attempt.bytes, *current, attempt.pc, floor)
                                           : races.read(cells, attempt.bytes, *current, attempt.pc, floor);
   if (!conflict) return;
-  fail("data race on " + kind + " memory: " + attempt.text(place) + ", which " +
+  fail(std::string("data race on ") + kind + " memory: " + attempt.text(place()) + ", which " +
        name_of_segment(conflict.earlier.segment) + (conflict.wrote ? " wrote (" : " read (") +
        code(grid->module->path, conflict.earlier.pc) + ") with no barrier between");
 }
 
 // Perhaps another thread's write is still to come: then it is a race, and that is what is reported.
 void suspect(const Attempt& attempt, const std::string& place, const char* who) {
-  if (grid->suspicion.empty()) grid->suspicion = "uninitialised read: " + attempt.text(place) + ", which " + who + " has written";
+  if (!grid->suspicion.empty()) return;
+  grid->suspicion = "uninitialised read: " + attempt.text(place) + ", which " + who + " has written";
 }
 
 void check_shared(const Attempt& attempt, size_t offset, uint32_t rank) {
@@ -61,7 +68,7 @@ void check_shared(const Attempt& attempt, size_t offset, uint32_t rank) {
   for (size_t i = 0; !attempt.write && i < attempt.bytes; ++i) {
     if (cells[i].write.segment < floor) suspect(attempt, shared.locate(offset), "no thread of the block");
   }
-  check_race(attempt, "shared", shared.locate(offset), cells, floor);
+  check_race(attempt, "shared", cells, floor, [&] { return shared.locate(offset); });
 }
 
 void check_global(const Attempt& attempt, Buffer& buffer) {
@@ -74,7 +81,7 @@ void check_global(const Attempt& attempt, Buffer& buffer) {
   for (size_t i = 0; needs_write && i < attempt.bytes; ++i) {
     if (!cells[i].write.segment) suspect(attempt, "at " + buffer.locate(attempt.address), "no kernel");
   }
-  check_race(attempt, "global", "at " + buffer.locate(attempt.address), cells, grid->first_segment);
+  check_race(attempt, "global", cells, grid->first_segment, [&] { return "at " + buffer.locate(attempt.address); });
 }
 
 }  // namespace
@@ -83,7 +90,7 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
   Thread* thread = current;
   if (!thread || bytes == 0 || (address >= thread->stack_low && address + bytes <= thread->stack_high)) return;
   const Module& module = *grid->module;
-  const Attempt attempt{address, bytes, write, uint32_t(reinterpret_cast<uintptr_t>(code) - module.begin - 1)};
+  const Attempt attempt = attempt_at(address, bytes, write, code);
   if (aligned && address % bytes) {
     fail("misaligned access: " + attempt.text(global_memory.locate(address, address + bytes)));
   }
@@ -115,26 +122,31 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
 void copy_async(void* to_shared, const void* from_global, size_t bytes) {
   const Copy copy{reinterpret_cast<uintptr_t>(to_shared), reinterpret_cast<uintptr_t>(from_global), bytes,
                   current->committed_groups, __builtin_return_address(0)};
-  // It may land at any time until it is waited for, so both ends of that time are checked against other threads.
   check_access(copy.from, bytes, false, true, copy.code);
   check_access(copy.to, bytes, true, true, copy.code);
+  uint32_t rank;
+  if (grid->module->shared.offset(copy.to, rank) == SharedMemory::kOutside) {
+    fail(name(*current) + " copies asynchronously to an address that is not in shared memory (" + hex(copy.to) + ")");
+  }
   current->copies.push_back(copy);
 }
 
 void commit_copies() { ++current->committed_groups; }
 
+// A copy may land at any time between its issue and this, so it races with what other threads do at either end.
 void wait_copies(size_t groups_left) {
-  Thread& thread = *current;
-  std::vector<Copy> landed;
   std::vector<Copy> pending;
-  for (const Copy& copy : thread.copies) {
-    (copy.group + groups_left < thread.committed_groups ? landed : pending).push_back(copy);
-  }
-  thread.copies = std::move(pending);
-  for (const Copy& copy : landed) {
-    check_access(copy.to, copy.bytes, true, true, copy.code);
+  for (const Copy& copy : current->copies) {
+    if (copy.group + groups_left >= current->committed_groups) {
+      pending.push_back(copy);
+      continue;
+    }
+    uint32_t rank;
+    const size_t offset = grid->module->shared.offset(copy.to, rank);
+    check_shared(attempt_at(copy.to, copy.bytes, true, copy.code), offset, rank);
     std::memcpy(reinterpret_cast<void*>(copy.to), reinterpret_cast<const void*>(copy.from), copy.bytes);
   }
+  current->copies = std::move(pending);
 }
 
 }  // namespace cuda_host

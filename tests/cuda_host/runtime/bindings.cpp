@@ -18,12 +18,12 @@ PYBIND11_MODULE(_executor, m) {
       .value("scratch", Role::scratch)
       .value("updated", Role::updated);
 
-  m.def("declare_shared", [](const std::string& path,
-                             const std::vector<std::tuple<std::string, size_t, size_t, bool>>& variables) {
-    std::vector<SharedVariable> declared;
-    for (const auto& [name, offset, size, dynamic] : variables) declared.push_back({name, offset, size, dynamic});
-    declare_shared(path, std::move(declared));
-  });
+  m.def("declare_shared",
+        [](const std::string& path, const std::vector<std::tuple<std::string, size_t, size_t, bool>>& variables) {
+          std::vector<SharedVariable> declared;
+          for (const auto& [name, offset, size, dynamic] : variables) declared.push_back({name, offset, size, dynamic});
+          declare_shared(path, std::move(declared));
+        });
   m.def("devices", [] {
     std::vector<std::string> names;
     for (int i = 0; i < device_count(); ++i) names.push_back(device(i).name);
@@ -43,8 +43,8 @@ PYBIND11_MODULE(_executor, m) {
     for (const auto& [key, count] : traffic) {
       const Module& module = module_of(key.kernel);
       rows.append(py::make_tuple(code(module.path, reinterpret_cast<uintptr_t>(key.kernel) - module.begin),
-                                 code(module.path, key.pc), key.shared, key.write, key.bytes, count.accesses, count.cost,
-                                 count.least));
+                                 code(module.path, key.pc), key.shared, key.write, key.bytes, count.accesses,
+                                 count.cost, count.least));
     }
     traffic.clear();
     return rows;

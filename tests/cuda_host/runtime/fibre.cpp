@@ -74,7 +74,8 @@ void Stacks::reserve(size_t count) {
   if (count <= count_) return;
   if (count_) munmap(reinterpret_cast<void*>(base_), count_ * kBytes);
   count_ = 0;
-  void* base = mmap(nullptr, count * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* base = mmap(nullptr, count * kBytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (base == MAP_FAILED) throw std::bad_alloc();
   base_ = reinterpret_cast<uintptr_t>(base);
   count_ = count;

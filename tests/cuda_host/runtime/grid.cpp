@@ -17,9 +17,7 @@ namespace {
 
 Stacks stacks;
 
-uint3 unravel(uint32_t i, dim3 extent) {
-  return {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y};
-}
+uint3 unravel(uint32_t i, dim3 extent) { return {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y}; }
 
 // Leaves `from` for the next thread of the block that can go on, or for the scheduler.
 void leave(Fibre& from, Block& block) {
@@ -41,16 +39,12 @@ void live() {
   leave(thread.fibre, *thread.block);
 }
 
-void prepare(Block& block, size_t first_stack) {
+// What is the same for every block of the grid.
+void build(Block& block, size_t first_stack) {
   const dim3 extent = grid->shape.block;
   const uint32_t count = extent.x * extent.y * extent.z;
-  block.threads.assign(count, Thread{});
-  block.warps.assign((count + 31) / 32, Warp{});
-  block.ready.clear();
-  block.barrier = Barrier{};
-  block.barrier.expected = count;
-  block.exited = 0;
-  block.count = 0;
+  block.threads.resize(count);
+  block.warps.resize((count + 31) / 32);
   for (uint32_t i = 0; i < count; ++i) {
     Thread& thread = block.threads[i];
     thread.stack_low = stacks.low(first_stack + i);
@@ -62,16 +56,28 @@ void prepare(Block& block, size_t first_stack) {
     thread.warp = &block.warps[i / 32];
     thread.warp->lanes[thread.lane] = &thread;
     thread.warp->present |= 1u << thread.lane;
+  }
+}
+
+void reset(Block& block) {
+  block.barrier = Barrier{};
+  block.barrier.expected = uint32_t(block.threads.size());
+  block.exited = 0;
+  block.count = 0;
+  for (Thread& thread : block.threads) {
+    thread.state = Thread::State::ready;
+    thread.clock = Clock{};
+    thread.copies.clear();
+    thread.committed_groups = 0;
     start(thread.fibre, thread.stack_low, thread.stack_high, live);
     block.ready.push_back(&thread);
   }
 }
 
-void prepare(Cluster& cluster, uint3 index) {
+void reset(Cluster& cluster, uint3 index) {
   const dim3 shape = grid->shape.cluster, extent = grid->shape.grid;
-  const uint32_t threads = grid->shape.block.x * grid->shape.block.y * grid->shape.block.z;
   cluster.barrier = Barrier{};
-  cluster.barrier.expected = uint32_t(cluster.blocks.size()) * threads;
+  cluster.barrier.expected = uint32_t(cluster.blocks.size() * cluster.blocks[0].threads.size());
   cluster.first_segment = races.next();
   for (uint32_t rank = 0; rank < cluster.blocks.size(); ++rank) {
     Block& block = cluster.blocks[rank];
@@ -80,7 +86,7 @@ void prepare(Cluster& cluster, uint3 index) {
     block.linear = block.index.x + extent.x * (block.index.y + extent.y * block.index.z);
     block.rank = rank;
     block.cluster = &cluster;
-    prepare(block, rank * threads);
+    reset(block);
   }
 }
 
@@ -133,21 +139,23 @@ void run(Grid& launched) {
   const dim3 shape = launched.shape.cluster, extent = launched.shape.grid;
   const dim3 clusters(extent.x / shape.x, extent.y / shape.y, extent.z / shape.z);
   const uint32_t blocks = shape.x * shape.y * shape.z;
-  const dim3 threads = launched.shape.block;
-  stacks.reserve(size_t(blocks) * threads.x * threads.y * threads.z);
+  const size_t threads = size_t(launched.shape.block.x) * launched.shape.block.y * launched.shape.block.z;
+  stacks.reserve(blocks * threads);
   races.begin_launch();
   launched.first_segment = races.next();
   launched.cluster.blocks.resize(blocks);
-  launched.module->shared.begin_launch(thread_local_block(*launched.module), blocks, launched.shape.dynamic_shared_bytes);
+  SharedMemory& shared = launched.module->shared;
+  shared.begin_launch(thread_local_block(*launched.module), blocks, launched.shape.dynamic_shared_bytes);
 
   struct Scope {
     explicit Scope(Grid& launched) { grid = &launched; }
     ~Scope() { grid = nullptr, current = nullptr; }
   } scope(launched);
+  for (uint32_t rank = 0; rank < blocks; ++rank) build(launched.cluster.blocks[rank], rank * threads);
   const uint64_t count = uint64_t(clusters.x) * clusters.y * clusters.z;
   for (uint64_t i = 0; i < count; ++i) {
-    launched.module->shared.make_live(0);
-    prepare(launched.cluster, unravel(uint32_t(i), clusters));
+    shared.make_live(0);
+    reset(launched.cluster, unravel(uint32_t(i), clusters));
     drive(launched.cluster);
   }
 }
@@ -179,7 +187,9 @@ std::string name(uint3 index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
 
-std::string name(const Thread& thread) { return "block " + name(thread.block->index) + " thread " + name(thread.index); }
+std::string name(const Thread& thread) {
+  return "block " + name(thread.block->index) + " thread " + name(thread.index);
+}
 
 std::string name_of_segment(uint32_t id) {
   const Races::Segment& segment = races.segment(id);

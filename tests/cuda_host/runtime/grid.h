@@ -4,6 +4,7 @@
 
 #include <cuda_host/executor.h>
 
+#include <cstring>
 #include <deque>
 #include <string>
 #include <vector>
@@ -13,6 +14,8 @@
 #include "traffic.h"
 
 namespace cuda_host {
+
+inline bool operator!=(Site a, Site b) { return a.line != b.line || std::strcmp(a.file, b.file) != 0; }
 
 struct Block;
 struct Cluster;
@@ -79,8 +82,8 @@ struct Block {
   std::deque<Thread*> ready;
   Barrier barrier;
   uint32_t exited = 0;
-  int count = 0;              // of the threads at the barrier, those whose predicate holds
-  int last_count = 0;         // the same when it last opened
+  int count = 0;       // of the threads at the barrier, those whose predicate holds
+  int last_count = 0;  // the same when it last opened
   bool finished() const { return exited == threads.size(); }
 };
 

@@ -29,19 +29,22 @@ std::string text(dim3 extent) {
 }
 
 void require(bool holds, const std::string& otherwise) {
-  if (!holds) throw Violation("launch beyond the limits of " + std::string(device(current_index).name) + ": " + otherwise);
+  if (holds) return;
+  throw Violation("launch beyond the limits of " + std::string(device(current_index).name) + ": " + otherwise);
 }
 
 void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, size_t arguments_bytes) {
   const auto [grid, block, cluster, dynamic_bytes] = shape;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
-  require(threads >= 1 && threads <= kThreadsPerBlock && block.x <= kBlockXY && block.y <= kBlockXY && block.z <= kBlockZ,
+  const bool extents = block.x <= kBlockXY && block.y <= kBlockXY && block.z <= kBlockZ;
+  require(extents && threads >= 1 && threads <= kThreadsPerBlock,
           "a block of " + text(block) + " threads; at most 1024 x 1024 x 64 and 1024 in all");
   require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "an empty grid of " + text(grid) + " blocks");
   require(grid.x <= kGridX && grid.y <= kGridYZ && grid.z <= kGridYZ,
           "a grid of " + text(grid) + " blocks; at most 2147483647 x 65535 x 65535");
   const uint64_t blocks = uint64_t(cluster.x) * cluster.y * cluster.z;
-  const int most = kernel.nonportable_cluster ? device(current_index).cluster_blocks_nonportable : device(current_index).cluster_blocks;
+  const Device& gpu = device(current_index);
+  const int most = kernel.nonportable_cluster ? gpu.cluster_blocks_nonportable : gpu.cluster_blocks;
   require(blocks >= 1 && blocks <= uint64_t(most),
           "a cluster of " + text(cluster) + " blocks; this kernel may have " + std::to_string(most));
   require(grid.x % cluster.x == 0 && grid.y % cluster.y == 0 && grid.z % cluster.z == 0,

@@ -13,7 +13,7 @@ namespace {
 bool arrive(Barrier& barrier, const char* meeting, Site site) {
   if (barrier.arrived == 0) {
     barrier.first = site;
-  } else if (barrier.first.line != site.line || name(barrier.first) != name(site)) {
+  } else if (barrier.first != site) {
     fail(name(*current) + " is in " + meeting + " at " + name(site) + ", other threads are in the one at " +
          name(barrier.first));
   }
@@ -71,8 +71,8 @@ void conclude(WarpOperation operation, const char* what, Thread* const* lanes, u
   for (uint32_t i = 0; i < 32; ++i) {
     if (!(mask >> i & 1)) continue;
     if (operation == WarpOperation::shuffle && !(mask >> lanes[i]->source & 1)) {
-      fail(name(*lanes[i]) + " reads lane " + std::to_string(lanes[i]->source) + " in " + what + ", which is not in mask " +
-           hex(mask));
+      fail(name(*lanes[i]) + " reads lane " + std::to_string(lanes[i]->source) + " in " + what +
+           ", which is not in mask " + hex(mask));
     }
     lanes[i]->value = operation == WarpOperation::shuffle ? values[lanes[i]->source] : common;
   }
@@ -128,20 +128,18 @@ void wait_cluster(Site site) {
   clock.segment = 0;
 }
 
-uint64_t meet_warp(WarpOperation operation, const char* what, unsigned mask, uint64_t value, unsigned source, Site site) {
+uint64_t meet_warp(WarpOperation operation, const char* what, unsigned mask, uint64_t value, unsigned source,
+                   Site site) {
   Thread& thread = *current;
   Warp& warp = *thread.warp;
-  if (!(mask >> thread.lane & 1)) {
-    fail(name(thread) + " calls " + what + " at " + name(site) + " with mask " + hex(mask) + ", which lacks its own lane");
-  }
-  if (mask & ~warp.present) {
-    fail(name(thread) + " calls " + what + " at " + name(site) + " with mask " + hex(mask) + ", but its warp has lanes " +
-         hex(warp.present));
-  }
-  auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(), [=](const auto& m) { return m.mask == mask; });
+  const auto call = [&] { return name(thread) + " calls " + what + " at " + name(site) + " with mask " + hex(mask); };
+  if (!(mask >> thread.lane & 1)) fail(call() + ", which lacks its own lane");
+  if (mask & ~warp.present) fail(call() + ", but its warp has lanes " + hex(warp.present));
+  const auto same_mask = [=](const Meeting& meeting) { return meeting.mask == mask; };
+  auto meeting = std::find_if(warp.meetings.begin(), warp.meetings.end(), same_mask);
   if (meeting == warp.meetings.end()) {
     meeting = warp.meetings.insert(meeting, {mask, 0, operation, what, site});
-  } else if (meeting->operation != operation || meeting->site.line != site.line || name(meeting->site) != name(site)) {
+  } else if (meeting->operation != operation || meeting->site != site) {
     fail(name(thread) + " is in " + what + " at " + name(site) + ", other lanes of mask " + hex(mask) + " are in " +
          meeting->what + " at " + name(meeting->site));
   }

@@ -56,9 +56,8 @@ std::string GlobalMemory::locate(uintptr_t first, uintptr_t last) const {
   for (const Buffer& buffer : buffers_) {
     if (buffer.holds(first, last)) return "at " + buffer.locate(first);
     if (buffer.overlaps(first, last)) {
-      return first < buffer.begin || last > buffer.end()
-                 ? "across the end of `" + buffer.name + "`"
-                 : "past the end of a row, at " + buffer.locate(first);
+      return first < buffer.begin || last > buffer.end() ? "across the end of `" + buffer.name + "`"
+                                                         : "past the end of a row, at " + buffer.locate(first);
     }
     const uintptr_t away = first >= buffer.end() ? first - buffer.end() : buffer.begin - last;
     if (away < least) least = away, nearest = &buffer;

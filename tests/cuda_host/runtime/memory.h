@@ -25,7 +25,8 @@ struct Buffer {
   uintptr_t end() const { return begin + (rows - 1) * stride + row_bytes; }
   bool overlaps(uintptr_t first, uintptr_t last) const { return first < end() && last > begin; }
   bool holds(uintptr_t first, uintptr_t last) const {
-    return first >= begin && last <= end() && (first - begin) % stride + (last - first) <= row_bytes;
+    if (first < begin || last > end()) return false;
+    return stride == row_bytes || (first - begin) % stride + (last - first) <= row_bytes;
   }
   std::string locate(uintptr_t address) const;  // "out[3, 17]"
 };

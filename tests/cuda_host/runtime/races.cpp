@@ -10,8 +10,8 @@ uint32_t Races::current(Thread& thread) {
   Clock& clock = thread.clock;
   if (clock.segment == 0) {
     clock.segment = next();
-    segments_.push_back({thread.block->linear, thread.linear, clock.block_arrivals, clock.cluster_arrivals,
-                         clock.warp_arrivals});
+    segments_.push_back(
+        {thread.block->linear, thread.linear, clock.block_arrivals, clock.cluster_arrivals, clock.warp_arrivals});
   }
   return clock.segment;
 }
@@ -60,7 +60,7 @@ Conflict Races::write(Cell* cells, size_t count, Thread& thread, uint32_t pc, ui
     if (cell->write.segment != checked.write.segment && !ordered(cell->write.segment, thread, floor)) {
       return {cell->write, true};
     }
-    for (const Access Cell::*read : {&Cell::read, &Cell::other_read}) {
+    for (const Access Cell::* read : {&Cell::read, &Cell::other_read}) {
       if ((cell->*read).segment != (checked.*read).segment && !ordered((cell->*read).segment, thread, floor)) {
         return {cell->*read, false};
       }

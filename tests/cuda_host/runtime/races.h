@@ -20,9 +20,7 @@ struct Access {
   uint32_t pc = 0;       // from the start of the module's image
 };
 
-struct Cell {
-  Access write, read, other_read;
-};
+struct Cell { Access write, read, other_read; };
 
 // Cells that start as zeros; pages that are never touched cost nothing.
 class Cells {

@@ -18,12 +18,17 @@ void keep_unique(std::vector<T>& values) {
 void WarpTraffic::note(uint32_t lane, const TrafficKey& key, uintptr_t address) {
   const auto same = [&](const Place& place) { return place.key.pc == key.pc && place.key.bytes == key.bytes; };
   // A lane mostly walks through the places in the order in which the first one found them.
-  const size_t guess = last_ + 1 < places_.size() ? last_ + 1 : 0;
-  if (guess < places_.size() && same(places_[guess])) {
+  const size_t guess = last_ + 1 < used_ ? last_ + 1 : 0;
+  if (guess < used_ && same(places_[guess])) {
     last_ = guess;
   } else {
-    last_ = size_t(std::find_if(places_.begin(), places_.end(), same) - places_.begin());
-    if (last_ == places_.size()) places_.push_back({key, {}, {}});
+    last_ = size_t(std::find_if(places_.begin(), places_.begin() + long(used_), same) - places_.begin());
+    if (last_ == used_) {
+      if (++used_ > places_.size()) places_.emplace_back();
+      places_[last_].key = key;
+      places_[last_].instances.clear();
+      std::fill_n(places_[last_].times, 32, 0);
+    }
   }
   Place& place = places_[last_];
   const uint32_t time = place.times[lane]++;
@@ -33,12 +38,11 @@ void WarpTraffic::note(uint32_t lane, const TrafficKey& key, uintptr_t address) 
 }
 
 void WarpTraffic::flush(Traffic& traffic) {
-  for (const Place& place : places_) {
-    TrafficCount& total = traffic[place.key];
-    for (const Instance& instance : place.instances) count(place.key, instance, total);
+  for (size_t i = 0; i < used_; ++i) {
+    TrafficCount& total = traffic[places_[i].key];
+    for (const Instance& instance : places_[i].instances) count(places_[i].key, instance, total);
   }
-  places_.clear();
-  last_ = 0;
+  used_ = last_ = 0;
 }
 
 void WarpTraffic::count(const TrafficKey& key, const Instance& instance, TrafficCount& total) {

@@ -46,8 +46,8 @@ class WarpTraffic {
   };
   static void count(const TrafficKey& key, const Instance& instance, TrafficCount& total);
 
-  size_t last_ = 0;
-  std::vector<Place> places_;
+  std::vector<Place> places_;  // the first used_ count; the others keep their memory for later
+  size_t used_ = 0, last_ = 0;
 };
 
 }  // namespace cuda_host

@@ -11,7 +11,7 @@ void check(const void* address, size_t bytes, bool write, bool aligned, const vo
 
 }  // namespace
 
-#define CUDA_HOST_ACCESS(bytes)                                                                                \
+#define CUDA_HOST_ACCESS(bytes)                                                                               \
   void __tsan_read##bytes(void* address) { check(address, bytes, false, true, __builtin_return_address(0)); } \
   void __tsan_write##bytes(void* address) { check(address, bytes, true, true, __builtin_return_address(0)); }
 
@@ -24,9 +24,15 @@ CUDA_HOST_ACCESS(8)
 CUDA_HOST_ACCESS(16)
 
 void __tsan_init() {}
-char __tsan_atomic8_load(const volatile char* guard, int) { return __atomic_load_n(guard, __ATOMIC_ACQUIRE); }  // of statics
-void __tsan_read_range(void* address, size_t bytes) { check(address, bytes, false, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* address, size_t bytes) { check(address, bytes, true, false, __builtin_return_address(0)); }
+// The guard of a static variable in host code.
+char __tsan_atomic8_load(const volatile char* guard, int) { return __atomic_load_n(guard, __ATOMIC_ACQUIRE); }
+
+void __tsan_read_range(void* address, size_t bytes) {
+  check(address, bytes, false, false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* address, size_t bytes) {
+  check(address, bytes, true, false, __builtin_return_address(0));
+}
 
 void* __wrap_memcpy(void* to, const void* from, size_t bytes) {
   check(from, bytes, false, false, __builtin_return_address(0));

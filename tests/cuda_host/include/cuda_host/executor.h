@@ -17,7 +17,7 @@ struct Site {
 // As a default argument it names the line that calls the function.
 constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
 
-// --- where a thread is: constant during a thread's life, so the compiler may keep them --------------------------------
+// --- where a thread is: constant during a thread's life, so the compiler may keep them -------------------------------
 [[gnu::const]] uint3 thread_index();
 [[gnu::const]] uint3 block_index();
 [[gnu::const]] dim3 block_extent();
@@ -26,7 +26,7 @@ constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LI
 [[gnu::const]] unsigned cluster_rank();
 [[gnu::const]] dim3 cluster_extent();
 
-// --- where threads meet -----------------------------------------------------------------------------------------------
+// --- where threads meet ----------------------------------------------------------------------------------------------
 enum class Vote { none, count, all, any };
 int sync_block(Vote vote, int predicate, Site site);
 void arrive_cluster(Site site);
@@ -34,7 +34,8 @@ void wait_cluster(Site site);
 
 // The lanes of `mask` meet; each gives a value. Only `sync` orders their memory accesses.
 enum class WarpOperation { sync, shuffle, ballot, add, min, max, min_signed, max_signed, bit_and, bit_or, bit_xor };
-uint64_t meet_warp(WarpOperation operation, const char* name, unsigned mask, uint64_t value, unsigned source, Site site);
+uint64_t meet_warp(WarpOperation operation, const char* name, unsigned mask, uint64_t value, unsigned source,
+                   Site site);
 
 // The address at which the block of that rank in the cluster keeps the shared variable behind `address`.
 void* map_shared(const void* address, unsigned rank, Site site);
@@ -46,7 +47,7 @@ void wait_copies(size_t groups_left);
 
 [[noreturn]] void trap(const char* what, Site site);
 
-// --- launching --------------------------------------------------------------------------------------------------------
+// --- launching -------------------------------------------------------------------------------------------------------
 struct LaunchShape {
   dim3 grid, block, cluster;
   size_t dynamic_shared_bytes;
@@ -54,7 +55,7 @@ struct LaunchShape {
 using KernelCall = void (*)(const void* kernel, void* arguments);
 void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void* arguments, size_t arguments_bytes);
 
-// --- the devices that are pretended, by ordinal -----------------------------------------------------------------------
+// --- the devices that are pretended, by ordinal ----------------------------------------------------------------------
 struct Device {
   const char* name;
   int major, minor;

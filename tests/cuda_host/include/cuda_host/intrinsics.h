@@ -6,8 +6,9 @@
 #include <type_traits>
 
 #include "cuda_host/executor.h"
+#include "cuda_host/qualifiers.h"
 
-// --- meetings ---------------------------------------------------------------------------------------------------------
+// --- meetings --------------------------------------------------------------------------------------------------------
 inline void __syncthreads(cuda_host::Site site = cuda_host::here()) {
   cuda_host::sync_block(cuda_host::Vote::none, 0, site);
 }
@@ -55,7 +56,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, cuda_ho
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, cuda_host::Site site = cuda_host::here()) {
   const unsigned lane = cuda_host::lane_index(), within = lane & unsigned(width - 1);
-  return cuda_host::shuffle("__shfl_down_sync", mask, value, within + delta >= unsigned(width) ? lane : lane + delta, site);
+  const bool later_group = within + delta >= unsigned(width);
+  return cuda_host::shuffle("__shfl_down_sync", mask, value, later_group ? lane : lane + delta, site);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, cuda_host::Site site = cuda_host::here()) {
@@ -74,8 +76,8 @@ inline int __all_sync(unsigned mask, int predicate, cuda_host::Site site = cuda_
   return cuda_host::vote("__all_sync", mask, predicate, site) == mask;
 }
 
-#define CUDA_HOST_REDUCE(name, type, operation)                                                                 \
-  inline type name(unsigned mask, type value, cuda_host::Site site = cuda_host::here()) {                       \
+#define CUDA_HOST_REDUCE(name, type, operation)                                                                    \
+  inline type name(unsigned mask, type value, cuda_host::Site site = cuda_host::here()) {                          \
     return type(cuda_host::meet_warp(cuda_host::WarpOperation::operation, #name, mask, unsigned(value), 0, site)); \
   }
 CUDA_HOST_REDUCE(__reduce_add_sync, unsigned, add)
@@ -91,10 +93,12 @@ CUDA_HOST_REDUCE(__reduce_xor_sync, unsigned, bit_xor)
 
 [[noreturn]] inline void __trap(cuda_host::Site site = cuda_host::here()) { cuda_host::trap("__trap", site); }
 
-// --- loads and stores with cache hints --------------------------------------------------------------------------------
-#define CUDA_HOST_LOAD(name) \
-  template <class T>         \
-  T name(const T* address) { return *address; }
+// --- loads and stores with cache hints -------------------------------------------------------------------------------
+#define CUDA_HOST_LOAD(name)            \
+  template <class T>                    \
+  __device__ T name(const T* address) { \
+    return *address;                    \
+  }
 CUDA_HOST_LOAD(__ldg)
 CUDA_HOST_LOAD(__ldca)
 CUDA_HOST_LOAD(__ldcg)
@@ -103,16 +107,18 @@ CUDA_HOST_LOAD(__ldlu)
 CUDA_HOST_LOAD(__ldcv)
 #undef CUDA_HOST_LOAD
 
-#define CUDA_HOST_STORE(name) \
-  template <class T>          \
-  void name(T* address, std::common_type_t<T> value) { *address = value; }
+#define CUDA_HOST_STORE(name)                                     \
+  template <class T>                                              \
+  __device__ void name(T* address, std::common_type_t<T> value) { \
+    *address = value;                                             \
+  }
 CUDA_HOST_STORE(__stwb)
 CUDA_HOST_STORE(__stcg)
 CUDA_HOST_STORE(__stcs)
 CUDA_HOST_STORE(__stwt)
 #undef CUDA_HOST_STORE
 
-// --- bits -------------------------------------------------------------------------------------------------------------
+// --- bits ------------------------------------------------------------------------------------------------------------
 namespace cuda_host {
 
 template <class To, class From>
@@ -140,7 +146,7 @@ inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
 
-// --- arithmetic: correctly rounded where CUDA's approximate forms may be a few ulp off --------------------------------
+// --- arithmetic: correctly rounded where CUDA's approximate forms may be a few ulp off -------------------------------
 inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 inline double rsqrt(double value) { return 1.0 / sqrt(value); }
 inline float rsqrt(float value) { return rsqrtf(value); }
@@ -158,8 +164,8 @@ inline float __exp10f(float value) { return powf(10.0f, value); }
 inline float __logf(float value) { return logf(value); }
 inline float __log2f(float value) { return log2f(value); }
 
-#define CUDA_HOST_EXTREMA(type)                                    \
-  constexpr type min(type x, type y) { return y < x ? y : x; }     \
+#define CUDA_HOST_EXTREMA(type)                                \
+  constexpr type min(type x, type y) { return y < x ? y : x; } \
   constexpr type max(type x, type y) { return x < y ? y : x; }
 CUDA_HOST_EXTREMA(int)
 CUDA_HOST_EXTREMA(unsigned)
