@@ -219,11 +219,12 @@ class Backward : Rows {
       parallel_for(threads, blocks_, [&](int64_t first, int64_t last) {
         for (int64_t block = first; block < last; ++block) {
           for (int64_t c = 0; c < chunks; ++c) clear(block, c);
-          for (int64_t row = first_row(block); row < first_row(block + 1); ++row) {
-            GradSums total{};
-            for (int64_t c = 0; c < chunks; ++c) total = combine(total, sums(row, c));
-            for (int64_t c = 0; c < chunks; ++c) apply(block, row, c, total);
-          }
+          rows_of(block, [&](int64_t row, int count) {
+            GradSums totals[kRowsAtOnce] = {};
+            for (int i = 0; i < count; ++i)
+              for (int64_t c = 0; c < chunks; ++c) totals[i] = combine(totals[i], sums(row + i, c));
+            for (int64_t c = 0; c < chunks; ++c) apply(block, row, count, c, totals);
+          });
         }
       });
     } else {
@@ -236,7 +237,7 @@ class Backward : Rows {
         for (int64_t i = first; i < last; ++i) {
           int64_t block = i / chunks, c = i % chunks;
           clear(block, c);
-          for (int64_t row = first_row(block); row < first_row(block + 1); ++row) apply(block, row, c, totals[row]);
+          rows_of(block, [&](int64_t row, int count) { apply(block, row, count, c, &totals[row]); });
         }
       });
     }
@@ -247,7 +248,13 @@ class Backward : Rows {
  private:
   static GradSums combine(GradSums left, GradSums right) { return {left.g + right.g, left.g_xhat + right.g_xhat}; }
 
-  int64_t first_row(int64_t block) const { return rows * block / blocks_; }
+  // Calls body(row, count) on the rows of a block, a few at once.
+  template <class Body>
+  void rows_of(int64_t block, Body body) const {
+    int64_t last = rows * (block + 1) / blocks_;
+    for (int64_t row = rows * block / blocks_; row < last; row += kRowsAtOnce)
+      body(row, int(std::min<int64_t>(kRowsAtOnce, last - row)));
+  }
 
   char* partial(int64_t block, int which, int64_t c) const {
     return partials_.get() + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
@@ -259,38 +266,45 @@ class Backward : Rows {
     if (centred_) std::memset(partial(block, 1, c), 0, size(c) * size_of(compute_));
   }
 
-  NormGradChunk chunk(int64_t row, int64_t c, Scratch& saved, Scratch& grad_out) const {
-    NormGradChunk chunk{};
-    chunk.grad_out = grad_out_.chunk(row, begin(c), size(c), grad_out);
-    chunk.saved = saved_.chunk(row, begin(c), size(c), saved);
-    chunk.weight = weight_.chunk(begin(c));
-    chunk.bias = centred_ && a_.from_output ? bias_.chunk(begin(c)) : nullptr;
-    chunk.n = size(c);
-    chunk.mean = centred_ && !a_.from_output ? stored_value(a_.mean, row, compute_) : 0;
-    chunk.rstd = stored_value(a_.rstd, row, compute_);
-    chunk.from_output = a_.from_output;
-    return chunk;
+  NormGradChunk chunk(int64_t c) const {
+    return {weight_.chunk(begin(c)), centred_ && a_.from_output ? bias_.chunk(begin(c)) : nullptr, size(c),
+            a_.from_output, nullptr, nullptr};
+  }
+
+  NormGradRow row_of(int64_t row, int64_t c, Scratch& saved, Scratch& grad_out) const {
+    NormGradRow part{};
+    part.grad_out = grad_out_.chunk(row, begin(c), size(c), grad_out);
+    part.saved = saved_.chunk(row, begin(c), size(c), saved);
+    part.mean = centred_ && !a_.from_output ? stored_value(a_.mean, row, compute_) : 0;
+    part.rstd = stored_value(a_.rstd, row, compute_);
+    return part;
   }
 
   GradSums sums(int64_t row, int64_t c) const {
     Scratch saved, grad_out;
-    return kernels_.grad_sums(chunk(row, c, saved, grad_out));
+    return kernels_.grad_sums(chunk(c), row_of(row, c, saved, grad_out));
   }
 
-  void apply(int64_t block, int64_t row, int64_t c, const GradSums& total) const {
-    Scratch saved, grad_out, grad_summed, grad_x;
-    NormGradChunk chunk = this->chunk(row, c, saved, grad_out);
-    chunk.grad_x = grad_x_.chunk(row, begin(c), grad_x);
-    if (a_.grad_summed) chunk.grad_summed = grad_summed_.chunk(row, begin(c), size(c), grad_summed);
+  void apply(int64_t block, int64_t row, int count, int64_t c, const GradSums* totals) const {
+    Scratch saved[kRowsAtOnce], grad_out[kRowsAtOnce], grad_summed[kRowsAtOnce], grad_x[kRowsAtOnce];
+    NormGradRow parts[kRowsAtOnce];
+    for (int i = 0; i < count; ++i) {
+      parts[i] = row_of(row + i, c, saved[i], grad_out[i]);
+      parts[i].grad_x = grad_x_.chunk(row + i, begin(c), grad_x[i]);
+      if (a_.grad_summed) parts[i].grad_summed = grad_summed_.chunk(row + i, begin(c), size(c), grad_summed[i]);
+      parts[i].mean_g = totals[i].g / double(cols);
+      parts[i].mean_g_xhat = totals[i].g_xhat / double(cols);
+    }
+    NormGradChunk chunk = this->chunk(c);
     if (partials_) {
       chunk.grad_weight = partial(block, 0, c);
       chunk.grad_bias = partial(block, 1, c);
     }
-    chunk.mean_g = total.g / double(cols);
-    chunk.mean_g_xhat = total.g_xhat / double(cols);
-    kernels_.grad_apply(chunk);
-    grad_x_.commit(row, begin(c), size(c), chunk.grad_x);
-    if (a_.grad_cast) grad_cast_.commit(row, begin(c), size(c), chunk.grad_x);
+    kernels_.grad_apply(chunk, parts, count);
+    for (int i = 0; i < count; ++i) {
+      grad_x_.commit(row + i, begin(c), size(c), parts[i].grad_x);
+      if (a_.grad_cast) grad_cast_.commit(row + i, begin(c), size(c), parts[i].grad_x);
+    }
   }
 
   // Adds the blocks' partial sums in their order, in groups of 16 so that no sum is long, and converts once.

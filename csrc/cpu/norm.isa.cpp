@@ -24,11 +24,11 @@ Moments moments(const void* x_, int64_t n) {
     });
     mean /= double(n);
   }
-  Vec<T> centre = splat(T(mean));
+  Pack<T> centre = splat(T(mean));
   pieces<T>(n, BIGMODEL_BODY(int64_t begin, int64_t count) {
     Accumulator<T> total;
     sweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
-      Vec<T> d = centred ? at.keep(at.load(x + begin + i) - centre) : at.load(x + begin + i);
+      Pack<T> d = centred ? at.keep(at.load(x + begin + i) - centre) : at.load(x + begin + i);
       total.part[k] += d * d;
     });
     square += total.sum();
@@ -42,7 +42,7 @@ void apply(const NormChunk& c) {
   auto* out = static_cast<S*>(c.out);
   auto* x = static_cast<const S*>(c.x);
   auto *weight = static_cast<const T*>(c.weight), *bias = static_cast<const T*>(c.bias);
-  Vec<T> mean = splat(T(c.mean)), rstd = splat(T(c.rstd));
+  Pack<T> mean = splat(T(c.mean)), rstd = splat(T(c.rstd));
   sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
     if constexpr (centred)
       at.store(out + i, (at.load(x + i) - mean) * rstd * at.load(weight + i) + at.load(bias + i));
@@ -51,23 +51,22 @@ void apply(const NormChunk& c) {
   });
 }
 
-// xhat from x, or from the output; where a weight is 0 the output says nothing about xhat, and 0 is taken.
+// A row's xhat from x, or from the output; where a weight is 0 the output says nothing about xhat, and 0 is taken.
 template <class S, bool centred, bool from_output>
 struct Normalised {
   using T = Compute<S>;
   const S* saved;
   const T *weight, *bias;
-  Vec<T> mean, rstd;
-  explicit BIGMODEL_INLINE Normalised(const NormGradChunk& c)
-      : saved(static_cast<const S*>(c.saved)), weight(static_cast<const T*>(c.weight)),
-        bias(static_cast<const T*>(c.bias)), mean(splat(T(c.mean))), rstd(splat(T(c.rstd))) {}
+  Pack<T> mean, rstd;
+  BIGMODEL_INLINE Normalised(const NormGradChunk& c, const NormGradRow& row)
+      : saved(static_cast<const S*>(row.saved)), weight(static_cast<const T*>(c.weight)),
+        bias(static_cast<const T*>(c.bias)), mean(splat(T(row.mean))), rstd(splat(T(row.rstd))) {}
   template <class At>
-  BIGMODEL_INLINE Vec<T> at(int64_t i, At at) const {
-    Vec<T> value = at.load(saved + i);
+  BIGMODEL_INLINE Pack<T> at(int64_t i, At at) const {
+    Pack<T> value = at.load(saved + i);
     if constexpr (from_output) {
       if constexpr (centred) value -= at.load(bias + i);
-      Vec<T> w = at.load(weight + i);
-      return w == Vec<T>{} ? Vec<T>{} : value / w;
+      return divide_or_zero(value, at.load(weight + i));
     } else {
       return centred ? (value - mean) * rstd : value * rstd;
     }
@@ -75,16 +74,16 @@ struct Normalised {
 };
 
 template <class S, bool centred, bool from_output>
-GradSums grad_sums_of(const NormGradChunk& c) {
+GradSums grad_sums_of(const NormGradChunk& c, const NormGradRow& row) {
   using T = Compute<S>;
-  auto* grad_out = static_cast<const S*>(c.grad_out);
+  auto* grad_out = static_cast<const S*>(row.grad_out);
   auto* weight = static_cast<const T*>(c.weight);
-  Normalised<S, centred, from_output> xhat(c);
+  Normalised<S, centred, from_output> xhat(c, row);
   GradSums sums{};
   pieces<T>(c.n, BIGMODEL_BODY(int64_t begin, int64_t count) {
     Accumulator<T> sum_g, sum_g_xhat;
     sweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
-      Vec<T> g = at.load(grad_out + begin + i) * at.load(weight + begin + i);
+      Pack<T> g = at.load(grad_out + begin + i) * at.load(weight + begin + i);
       if constexpr (centred) sum_g.part[k] += g;
       sum_g_xhat.part[k] += g * xhat.at(begin + i, at);
     });
@@ -95,46 +94,83 @@ GradSums grad_sums_of(const NormGradChunk& c) {
 }
 
 template <class S, bool centred>
-GradSums grad_sums(const NormGradChunk& c) {
-  return c.from_output ? grad_sums_of<S, centred, true>(c) : grad_sums_of<S, centred, false>(c);
+GradSums grad_sums(const NormGradChunk& c, const NormGradRow& row) {
+  return c.from_output ? grad_sums_of<S, centred, true>(c, row) : grad_sums_of<S, centred, false>(c, row);
 }
 
-template <class S, bool centred, bool from_output, bool summed, bool weighted>
-void grad_apply_of(const NormGradChunk& c) {
+template <class S, bool centred, bool from_output>
+struct GradRow {
   using T = Compute<S>;
-  auto* grad_x = static_cast<S*>(c.grad_x);
-  auto *grad_out = static_cast<const S*>(c.grad_out), *grad_summed = static_cast<const S*>(c.grad_summed);
-  auto* weight = static_cast<const T*>(c.weight);
-  auto *grad_weight = static_cast<T*>(c.grad_weight), *grad_bias = static_cast<T*>(c.grad_bias);
-  Normalised<S, centred, from_output> normalised(c);
-  Vec<T> mean_g = splat(T(c.mean_g)), mean_g_xhat = splat(T(c.mean_g_xhat)), rstd = splat(T(c.rstd));
-  sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
-    Vec<T> xhat = normalised.at(i, at), dy = at.load(grad_out + i);
-    Vec<T> g = dy * at.load(weight + i) - xhat * mean_g_xhat;
+  Normalised<S, centred, from_output> normalised;
+  const S *grad_out, *grad_summed;
+  S* grad_x;
+  Pack<T> rstd, mean_g, mean_g_xhat;
+  BIGMODEL_INLINE GradRow(const NormGradChunk& c, const NormGradRow& row)
+      : normalised(c, row), grad_out(static_cast<const S*>(row.grad_out)),
+        grad_summed(static_cast<const S*>(row.grad_summed)), grad_x(static_cast<S*>(row.grad_x)),
+        rstd(splat(T(row.rstd))), mean_g(splat(T(row.mean_g))), mean_g_xhat(splat(T(row.mean_g_xhat))) {}
+  // Stores grad_x, and adds this row's part of the weight gradients.
+  template <bool summed, class At>
+  BIGMODEL_INLINE void step(int64_t i, At at, Pack<T> weight, Pack<T>& grad_weight, Pack<T>& grad_bias) const {
+    Pack<T> xhat = normalised.at(i, at), dy = at.load(grad_out + i);
+    Pack<T> g = dy * weight - xhat * mean_g_xhat;
     if constexpr (centred) g -= mean_g;
     g *= rstd;
     if constexpr (summed) g += at.load(grad_summed + i);
     at.store(grad_x + i, g);
-    if constexpr (weighted) {
-      at.store(grad_weight + i, at.load(grad_weight + i) + dy * xhat);
-      if constexpr (centred) at.store(grad_bias + i, at.load(grad_bias + i) + dy);
-    }
+    grad_weight += dy * xhat;
+    if constexpr (centred) grad_bias += dy;
+  }
+};
+
+template <class S, bool centred, bool from_output, bool summed, bool weighted>
+void grad_apply_one(const NormGradChunk& c, const NormGradRow& only) {
+  using T = Compute<S>;
+  auto* weight = static_cast<const T*>(c.weight);
+  auto *grad_weight = static_cast<T*>(c.grad_weight), *grad_bias = static_cast<T*>(c.grad_bias);
+  GradRow<S, centred, from_output> row(c, only);
+  sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
+    Pack<T> dw{}, db{};
+    if constexpr (weighted) dw = at.load(grad_weight + i);
+    if constexpr (weighted && centred) db = at.load(grad_bias + i);
+    row.template step<summed>(i, at, at.load(weight + i), dw, db);
+    if constexpr (weighted) at.store(grad_weight + i, dw);
+    if constexpr (weighted && centred) at.store(grad_bias + i, db);
+  });
+}
+
+template <class S, bool centred, bool summed>
+void grad_apply_two(const NormGradChunk& c, const NormGradRow* rows) {
+  using T = Compute<S>;
+  auto* weight = static_cast<const T*>(c.weight);
+  auto *grad_weight = static_cast<T*>(c.grad_weight), *grad_bias = static_cast<T*>(c.grad_bias);
+  GradRow<S, centred, false> first(c, rows[0]), second(c, rows[1]);
+  sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
+    Pack<T> w = at.load(weight + i), dw = at.load(grad_weight + i), db{};
+    if constexpr (centred) db = at.load(grad_bias + i);
+    first.template step<summed>(i, at, w, dw, db);
+    second.template step<summed>(i, at, w, dw, db);
+    at.store(grad_weight + i, dw);
+    if constexpr (centred) at.store(grad_bias + i, db);
   });
 }
 
 template <class S, bool centred, bool from_output>
-void grad_apply_with(const NormGradChunk& c) {
-  if (c.grad_summed)
-    c.grad_weight ? grad_apply_of<S, centred, from_output, true, true>(c)
-                  : grad_apply_of<S, centred, from_output, true, false>(c);
+void grad_apply_each(const NormGradChunk& c, const NormGradRow& row) {
+  if (row.grad_summed)
+    c.grad_weight ? grad_apply_one<S, centred, from_output, true, true>(c, row)
+                  : grad_apply_one<S, centred, from_output, true, false>(c, row);
   else
-    c.grad_weight ? grad_apply_of<S, centred, from_output, false, true>(c)
-                  : grad_apply_of<S, centred, from_output, false, false>(c);
+    c.grad_weight ? grad_apply_one<S, centred, from_output, false, true>(c, row)
+                  : grad_apply_one<S, centred, from_output, false, false>(c, row);
 }
 
 template <class S, bool centred>
-void grad_apply(const NormGradChunk& c) {
-  c.from_output ? grad_apply_with<S, centred, true>(c) : grad_apply_with<S, centred, false>(c);
+void grad_apply(const NormGradChunk& c, const NormGradRow* rows, int count) {
+  if (count == 2 && c.grad_weight && !c.from_output)
+    return rows->grad_summed ? grad_apply_two<S, centred, true>(c, rows) : grad_apply_two<S, centred, false>(c, rows);
+  for (int i = 0; i < count; ++i)
+    c.from_output ? grad_apply_each<S, centred, true>(c, rows[i]) : grad_apply_each<S, centred, false>(c, rows[i]);
 }
 
 template <class S, bool centred>

@@ -25,21 +25,28 @@ struct NormChunk {
   double mean, rstd;
 };
 
-struct NormGradChunk {
+struct NormGradRow {
   const void* grad_out;
   const void* saved;  // x, or `out` if from_output
-  const void* weight;
-  const void* bias;  // read only if from_output by layer_norm
-  int64_t n;
   double mean, rstd;
-  bool from_output;
   // Of the second kernel only.
   void* grad_x;
   const void* grad_summed;  // or null
-  void* grad_weight;        // compute type, added to; or null
-  void* grad_bias;          // compute type, added to; or null, and null for rms_norm
   double mean_g, mean_g_xhat;
 };
+
+struct NormGradChunk {
+  const void* weight;
+  const void* bias;  // read only if from_output by layer_norm
+  int64_t n;
+  bool from_output;
+  // Of the second kernel only.
+  void* grad_weight;  // compute type, added to; or null
+  void* grad_bias;    // compute type, added to; or null, and null for rms_norm
+};
+
+// Two rows at once load and store the running weight gradients once.
+constexpr int kRowsAtOnce = 2;
 
 struct GradSums {
   double g;       // sum of g; 0 for rms_norm
@@ -49,8 +56,8 @@ struct GradSums {
 struct NormKernels {
   Moments (*moments)(const void* x, int64_t n);
   void (*apply)(const NormChunk& chunk);
-  GradSums (*grad_sums)(const NormGradChunk& chunk);
-  void (*grad_apply)(const NormGradChunk& chunk);
+  GradSums (*grad_sums)(const NormGradChunk& chunk, const NormGradRow& row);
+  void (*grad_apply)(const NormGradChunk& chunk, const NormGradRow* rows, int count);  // count <= kRowsAtOnce
 };
 
 struct NormTable {

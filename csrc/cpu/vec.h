@@ -9,7 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -46,21 +46,33 @@ BIGMODEL_INLINE To bit_cast(From from) {
   return to;
 }
 
-template <class T> BIGMODEL_INLINE Vec<T> splat(T value) { return value - Vec<T>{}; }
-
 using F32 = Vec<float>;
 using I32 = VectorOf<int32_t, kLanes<float>>::type;
 using U32 = VectorOf<uint32_t, kLanes<float>>::type;
 using U16 = VectorOf<uint16_t, kLanes<float>>::type;
 
-BIGMODEL_INLINE F32 from_bits(U16 bits, BFloat16) { return bit_cast<F32>(__builtin_convertvector(bits, U32) << 16); }
-
-BIGMODEL_INLINE U16 to_bits(F32 value, BFloat16) {
-  U32 bits = bit_cast<U32>(value);
-  U32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  U32 is_nan = bit_cast<U32>((bits & 0x7fffffffu) > 0x7f800000u);
-  return __builtin_convertvector((((bits | 0x400000u) & is_nan) | (rounded & ~is_nan)) >> 16, U16);
+// Between 16 and 32 bits. __builtin_convertvector says the same, and GCC 12 makes of it five times the instructions.
+#if defined(__AVX512F__)
+BIGMODEL_INLINE U32 widen(U16 v) { return bit_cast<U32>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v))); }
+BIGMODEL_INLINE U16 narrow(U32 v) { return bit_cast<U16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(v))); }
+#elif defined(__AVX2__)
+BIGMODEL_INLINE U32 widen(U16 v) { return bit_cast<U32>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(v))); }
+BIGMODEL_INLINE U16 narrow(U32 v) {
+  __m256i all = bit_cast<__m256i>(v);
+  return bit_cast<U16>(_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 }
+#elif defined(__x86_64__)
+BIGMODEL_INLINE U32 widen(U16 v) { return bit_cast<U32>(_mm_cvtepu16_epi32(_mm_set1_epi64x(bit_cast<int64_t>(v)))); }
+BIGMODEL_INLINE U16 narrow(U32 v) {
+  __m128i all = bit_cast<__m128i>(v);
+  return bit_cast<U16>(_mm_cvtsi128_si64(_mm_packus_epi32(all, all)));
+}
+#else
+BIGMODEL_INLINE U32 widen(U16 v) { return __builtin_convertvector(v, U32); }
+BIGMODEL_INLINE U16 narrow(U32 v) { return __builtin_convertvector(v, U16); }
+#endif
+
+BIGMODEL_INLINE F32 from_bits(U16 bits, BFloat16) { return bit_cast<F32>(widen(bits) << 16); }
 
 #if defined(__F16C__)
 
@@ -91,10 +103,10 @@ BIGMODEL_INLINE U16 to_bits(F32 value, Float16) { return bit_cast<U16>(__builtin
 // Without F16C: shift the exponent and mantissa into place and let one exact multiplication by 2^112 rebias normals
 // and subnormals alike; infinities and NaN get the float's all-ones exponent.
 BIGMODEL_INLINE F32 from_bits(U16 half, Float16) {
-  U32 bits = __builtin_convertvector(half, U32);
+  U32 bits = widen(half);
   U32 magnitude = (bits & 0x7fffu) << 13;
   U32 special = bit_cast<U32>(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
-  F32 scaled = bit_cast<F32>(magnitude) * splat(0x1p112f);
+  F32 scaled = bit_cast<F32>(magnitude) * 0x1p112f;
   return bit_cast<F32>(bit_cast<U32>(scaled) | special | ((bits & 0x8000u) << 16));
 }
 
@@ -102,25 +114,106 @@ BIGMODEL_INLINE U16 to_bits(F32 value, Float16) {
   U32 bits = bit_cast<U32>(value);
   U32 magnitude = bits & 0x7fffffffu;
   // Adding 0.5 aligns a subnormal half's last bit with the float's, so the addition itself rounds.
-  U32 small = bit_cast<U32>(bit_cast<F32>(magnitude) + splat(0.5f)) - 0x3f000000u;
+  U32 small = bit_cast<U32>(bit_cast<F32>(magnitude) + 0.5f) - 0x3f000000u;
   U32 normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   U32 is_small = bit_cast<U32>(magnitude < 0x38800000u);
   U32 is_large = bit_cast<U32>(magnitude >= 0x47800000u);
   U32 is_nan = bit_cast<U32>(magnitude > 0x7f800000u);
   U32 finite = (small & is_small) | (normal & ~is_small);
   U32 large = 0x7c00u | (is_nan & 0x200u);
-  return __builtin_convertvector((large & is_large) | (finite & ~is_large) | ((bits >> 16) & 0x8000u), U16);
+  return narrow((large & is_large) | (finite & ~is_large) | ((bits >> 16) & 0x8000u));
 }
 
 #endif
 
-BIGMODEL_INLINE F32 load(const float* p) { F32 v; memcpy(&v, p, sizeof(v)); return v; }
-BIGMODEL_INLINE Vec<double> load(const double* p) { Vec<double> v; memcpy(&v, p, sizeof(v)); return v; }
-template <class S> BIGMODEL_INLINE F32 load(const S* p) { U16 v; memcpy(&v, p, sizeof(v)); return from_bits(v, S{}); }
+// What loops compute with: two vectors, so that two stores of 16-bit results can be one.
+template <class T> struct Pack { Vec<T> lo, hi; };
+template <class T> constexpr int kStep = 2 * kLanes<T>;
 
-BIGMODEL_INLINE void store(float* p, F32 v) { memcpy(p, &v, sizeof(v)); }
-BIGMODEL_INLINE void store(double* p, Vec<double> v) { memcpy(p, &v, sizeof(v)); }
-template <class S> BIGMODEL_INLINE void store(S* p, F32 v) { U16 u = to_bits(v, S{}); memcpy(p, &u, sizeof(u)); }
+#define BIGMODEL_OPERATOR(op)                                                                                     \
+  template <class T> BIGMODEL_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) { return {a.lo op b.lo, a.hi op b.hi}; } \
+  template <class T> BIGMODEL_INLINE void operator op##=(Pack<T>& a, Pack<T> b) { a = a op b; }
+BIGMODEL_OPERATOR(+)
+BIGMODEL_OPERATOR(-)
+BIGMODEL_OPERATOR(*)
+#undef BIGMODEL_OPERATOR
+
+template <class T> BIGMODEL_INLINE Pack<T> splat(T value) { return {value - Vec<T>{}, value - Vec<T>{}}; }
+
+// a / b, and 0 where b is 0.
+template <class T> BIGMODEL_INLINE Pack<T> divide_or_zero(Pack<T> a, Pack<T> b) {
+  constexpr Vec<T> zero{};
+  return {b.lo == zero ? zero : a.lo / b.lo, b.hi == zero ? zero : a.hi / b.hi};
+}
+
+// Vector by vector: a memcpy of the whole struct goes through the stack.
+template <class V, class S> BIGMODEL_INLINE V load_vector(const S* p) { V v; memcpy(&v, p, sizeof(v)); return v; }
+template <class V, class S> BIGMODEL_INLINE void store_vector(S* p, V v) { memcpy(p, &v, sizeof(v)); }
+
+template <class T> BIGMODEL_INLINE Pack<T> load_whole(const T* p) {
+  return {load_vector<Vec<T>>(p), load_vector<Vec<T>>(p + kLanes<T>)};
+}
+template <class T> BIGMODEL_INLINE void store_whole(T* p, Pack<T> v) {
+  store_vector(p, v.lo);
+  store_vector(p + kLanes<T>, v.hi);
+}
+
+BIGMODEL_INLINE Pack<float> load(const float* p) { return load_whole(p); }
+BIGMODEL_INLINE Pack<double> load(const double* p) { return load_whole(p); }
+template <class S> BIGMODEL_INLINE Pack<float> load(const S* p) {
+  return {from_bits(load_vector<U16>(p), S{}), from_bits(load_vector<U16>(p + kLanes<float>), S{})};
+}
+
+BIGMODEL_INLINE void store(float* p, Pack<float> v) { store_whole(p, v); }
+BIGMODEL_INLINE void store(double* p, Pack<double> v) { store_whole(p, v); }
+
+BIGMODEL_INLINE void store(Float16* p, Pack<float> v) {
+  store_vector(p, to_bits(v.lo, Float16{}));
+  store_vector(p + kLanes<float>, to_bits(v.hi, Float16{}));
+}
+
+// The upper halves of all lanes, and whether any lane of two vectors is NaN.
+#if defined(__AVX512F__)
+BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+  alignas(64) static constexpr uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                   33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  store_vector(p, _mm512_permutex2var_epi16(bit_cast<__m512i>(lo), _mm512_load_si512(odd), bit_cast<__m512i>(hi)));
+}
+BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm512_cmp_ps_mask(v.lo, v.hi, _CMP_UNORD_Q); }
+#elif defined(__AVX2__)
+BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+  __m256i pairs = _mm256_packus_epi32(bit_cast<__m256i>(lo >> 16), bit_cast<__m256i>(hi >> 16));
+  store_vector(p, _mm256_permute4x64_epi64(pairs, 0xd8));
+}
+BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm256_movemask_ps(_mm256_cmp_ps(v.lo, v.hi, _CMP_UNORD_Q)); }
+#elif defined(__x86_64__)
+BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+  store_vector(p, _mm_packus_epi32(bit_cast<__m128i>(lo >> 16), bit_cast<__m128i>(hi >> 16)));
+}
+BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm_movemask_ps(_mm_cmpunord_ps(v.lo, v.hi)); }
+#else
+BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+  store_vector(p, narrow(lo >> 16));
+  store_vector(p + kLanes<float>, narrow(hi >> 16));
+}
+BIGMODEL_INLINE bool any_nan(Pack<float> v) {
+  I32 unordered = (v.lo != v.lo) | (v.hi != v.hi);
+  int32_t any = 0;
+  for (int i = 0; i < kLanes<float>; ++i) any |= unordered[i];
+  return any;
+}
+#endif
+
+// To nearest even. The carry of rounding would turn some NaN into infinities or zeros: those lanes are truncated, quiet.
+BIGMODEL_INLINE void store(BFloat16* p, Pack<float> v) {
+  U32 lo = bit_cast<U32>(v.lo), hi = bit_cast<U32>(v.hi);
+  U32 rounded_lo = lo + (((lo >> 16) & 1u) + 0x7fffu), rounded_hi = hi + (((hi >> 16) & 1u) + 0x7fffu);
+  if (__builtin_expect(any_nan(v), 0)) {
+    rounded_lo = v.lo == v.lo ? rounded_lo : lo | 0x400000u;
+    rounded_hi = v.hi == v.hi ? rounded_hi : hi | 0x400000u;
+  }
+  store_upper(p, rounded_lo, rounded_hi);
+}
 
 // Sums the lanes as a balanced tree.
 template <class T> BIGMODEL_INLINE T sum_lanes(Vec<T> v) {
@@ -131,60 +224,62 @@ template <class T> BIGMODEL_INLINE T sum_lanes(Vec<T> v) {
   return lanes[0];
 }
 
-// How a loop body reaches memory: a whole vector, or the n lanes that are left at the end of a row.
+// How a loop body reaches memory: a whole step, or the n elements that are left at the end of a row.
 template <class T> struct Whole {
-  template <class S> BIGMODEL_INLINE Vec<T> load(const S* p) const { return BIGMODEL_ISA::load(p); }
-  template <class S> BIGMODEL_INLINE void store(S* p, Vec<T> v) const { BIGMODEL_ISA::store(p, v); }
-  BIGMODEL_INLINE Vec<T> keep(Vec<T> v) const { return v; }
+  template <class S> BIGMODEL_INLINE Pack<T> load(const S* p) const { return BIGMODEL_ISA::load(p); }
+  template <class S> BIGMODEL_INLINE void store(S* p, Pack<T> v) const { BIGMODEL_ISA::store(p, v); }
+  BIGMODEL_INLINE Pack<T> keep(Pack<T> v) const { return v; }
 };
 
 template <class T> struct Part {
   int n;
-  template <class S> BIGMODEL_INLINE Vec<T> load(const S* p) const {
-    S lanes[kLanes<T>] = {};
-    memcpy(lanes, p, n * sizeof(S));
-    return BIGMODEL_ISA::load(lanes);
+  template <class S> BIGMODEL_INLINE Pack<T> load(const S* p) const {
+    S elements[kStep<T>] = {};
+    memcpy(elements, p, n * sizeof(S));
+    return BIGMODEL_ISA::load(elements);
   }
-  template <class S> BIGMODEL_INLINE void store(S* p, Vec<T> v) const {
-    S lanes[kLanes<T>];
-    BIGMODEL_ISA::store(lanes, v);
-    memcpy(p, lanes, n * sizeof(S));
+  template <class S> BIGMODEL_INLINE void store(S* p, Pack<T> v) const {
+    S elements[kStep<T>];
+    BIGMODEL_ISA::store(elements, v);
+    memcpy(p, elements, n * sizeof(S));
   }
-  // Zeroes the lanes beyond the end.
-  BIGMODEL_INLINE Vec<T> keep(Vec<T> v) const {
-    T lanes[kLanes<T>];
-    memcpy(lanes, &v, sizeof(v));
-    for (int i = n; i < kLanes<T>; ++i) lanes[i] = 0;
-    memcpy(&v, lanes, sizeof(v));
-    return v;
+  // Zeroes what is beyond the end.
+  BIGMODEL_INLINE Pack<T> keep(Pack<T> v) const {
+    T elements[kStep<T>];
+    BIGMODEL_ISA::store(elements, v);
+    for (int i = n; i < kStep<T>; ++i) elements[i] = 0;
+    return BIGMODEL_ISA::load(elements);
   }
 };
 
-// Calls body(offset, access, k) over n elements, four vectors at a time; k in 0..3 names the accumulator to add to, so
-// that four independent sums hide the latency of an addition.
+// Calls body(offset, access, k) over n elements, two steps at a time; k, 0 or 1, names the accumulator to add to, so
+// that four independent vector sums hide the latency of an addition.
 template <class T, class Body>
 BIGMODEL_INLINE void sweep(int64_t n, Body body) {
-  constexpr int step = kLanes<T>;
+  constexpr int step = kStep<T>;
   int64_t i = 0;
-  for (; i + 4 * step <= n; i += 4 * step) {
+  for (; i + 2 * step <= n; i += 2 * step) {
     body(i, Whole<T>{}, 0);
     body(i + step, Whole<T>{}, 1);
-    body(i + 2 * step, Whole<T>{}, 2);
-    body(i + 3 * step, Whole<T>{}, 3);
   }
-  for (; i + step <= n; i += step) body(i, Whole<T>{}, 0);
+  if (i + step <= n) {
+    body(i, Whole<T>{}, 0);
+    i += step;
+  }
   if (i < n) body(i, Part<T>{int(n - i)}, 0);
 }
 
-// Four vector accumulators and their sum.
 template <class T> struct Accumulator {
-  Vec<T> part[4] = {};
-  BIGMODEL_INLINE T sum() const { return sum_lanes<T>((part[0] + part[1]) + (part[2] + part[3])); }
+  Pack<T> part[2] = {};
+  BIGMODEL_INLINE T sum() const {
+    Pack<T> both = part[0] + part[1];
+    return sum_lanes<T>(both.lo + both.hi);
+  }
 };
 
 // No lane adds more than 64 terms in T: longer sums go on in double, so that a narrow vector rounds no worse than a wide
 // one. body(begin, n) is called on pieces of at most this many elements.
-template <class T> constexpr int64_t kPiece = 64 * 4 * kLanes<T>;
+template <class T> constexpr int64_t kPiece = 64 * 2 * kStep<T>;
 
 template <class T, class Body>
 BIGMODEL_INLINE void pieces(int64_t n, Body body) {
