@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ _LINK = ["-shared", "-Wl,-rpath,$ORIGIN", "-Wl,--wrap=memcpy,--wrap=memmove,--wr
 
 
 def _run(command: Sequence[str]) -> str:
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"cuda_host: `{command[0]}` is not on PATH; g++ 12 or newer and binutils are needed.")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"cuda_host: `{' '.join(command)}` failed:\n{result.stderr}")

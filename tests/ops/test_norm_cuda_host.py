@@ -148,6 +148,22 @@ def test_strides_and_alignment_do_not_change_bits(host, centred, dtype):
         assert torch.equal(results[0][1], results[1][1]), name
 
 
+@KINDS
+@pytest.mark.parametrize("cols", [125, 16381])
+def test_aligned_rows_that_end_within_a_pack(host, centred, cols):
+    """Input rows may start at multiples of 16 bytes where those of the output cannot."""
+    x, weight, bias = make(3, cols + 3, bias=centred)
+    rows = x[:, :cols]
+    weight, bias = weight[:cols], None if bias is None else bias[:cols]
+    leaf = rows.detach().requires_grad_()
+    out = our_norm(centred, leaf, (cols,), weight, bias, 1e-5)
+    out.backward(x[:, :cols])
+    other = rows.contiguous().requires_grad_()
+    expected = our_norm(centred, other, (cols,), weight, bias, 1e-5)
+    expected.backward(x[:, :cols].contiguous())
+    assert torch.equal(out, expected) and torch.equal(leaf.grad, other.grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cols", [1024, 16384])
 def test_every_pointer_may_be_misaligned(host, dtype, cols):
