@@ -141,19 +141,16 @@ def as_cpu(device: int = 0) -> Iterator[Executor]:
     from bigmodel import _registry
 
     executor = load()
-    native, place = _registry.native, _registry.place
+    native = _registry.native
 
-    def host_native(tensor: torch.Tensor):
-        return executor if tensor.is_cpu else native(tensor)
+    def host_native(tensor: torch.Tensor) -> tuple[Any, int, int]:
+        return (executor, device, 0) if tensor.is_cpu else native(tensor)
 
-    def host_place(tensor: torch.Tensor):
-        return (device, 0) if tensor.is_cpu else place(tensor)
-
-    _registry.native, _registry.place = host_native, host_place
+    _registry.native = host_native
     try:
         yield executor
     finally:
-        _registry.native, _registry.place = native, place
+        _registry.native = native
 
 
 def table(rows: Iterable[Traffic]) -> str:
