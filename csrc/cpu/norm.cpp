@@ -313,10 +313,11 @@ class Backward : Rows {
     Add add = convert_table().add[int(compute_)];
     Sink sink{grad, 0, a_.weight_dtype, compute_};
     parallel_for(useful_threads(threads, blocks_ * cols), chunks, [&](int64_t first, int64_t last) {
+      Scratch sum, part;
       for (int64_t c = first; c < last; ++c) {
-        Scratch sum{};
+        std::memset(&sum, 0, size(c) * size_of(compute_));
         for (int64_t group = 0; group < blocks_; group += 16) {
-          Scratch part{};
+          std::memset(&part, 0, size(c) * size_of(compute_));
           for (int64_t block = group; block < std::min(group + 16, blocks_); ++block)
             add(&part, &part, partial(block, which, c), size(c));
           add(&sum, &sum, &part, size(c));

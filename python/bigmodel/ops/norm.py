@@ -23,27 +23,37 @@ _DEFAULT_EPS = {
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _fits(input, residual, shape, weight, bias, eps, weight_offset, out_dtype):
-    """A quick yes to nearly every call; naming what is wrong, and the rarer right, is _check_arguments' part."""
+def _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
+    """A quick yes to nearly every call, which needs no option and no copy, and whose price on small rows is Python's.
+
+    Naming what is wrong, and the rarer right, is _check_arguments' part.
+    """
     dtype, index = input.dtype, input.get_device()
     return (
         residual is None
         and len(shape) == 1
-        and input.shape[-1:] == shape
+        and input.dim() > 0
+        and input.shape[-1] == shape[0] > 0
         and input.is_contiguous()
-        and input.numel() > 0
         and (
             weight is None
             or weight.shape == shape
             and weight.is_contiguous()
             and weight.get_device() == index
             and ((kind := weight.dtype) is dtype or kind is _float32)
-            and (bias is None or bias.shape == shape and bias.is_contiguous() and bias.get_device() == index and bias.dtype is kind)
+            and (
+                bias is None
+                or bias.shape == shape
+                and bias.is_contiguous()
+                and bias.get_device() == index
+                and bias.dtype is kind
+            )
         )
         and (bias is None or weight is not None)
         and type(eps) is float
         and 0.0 <= eps < math.inf
         and weight_offset == 0.0
+        and not memory_efficient
         and out_dtype is dtype
     )
 
@@ -99,20 +109,15 @@ def _statistics_pointers(statistics: Tensor | None, centred: bool) -> tuple[int,
     return (first, first + statistics.nbytes // 2) if centred else (0, first)
 
 
-def _forward(
-    centred, input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype,
-):  # fmt: skip
+def _forward(centred, input, residual, weight, bias, dims, *options):
     """(out, summed, statistics); summed is None without a residual."""
-    statistics = _empty_statistics(input, centred, dims, x_dtype)
-    out, summed = _forward_into(
-        statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, x_dtype
-    )
-    return out, summed, statistics
+    statistics = _empty_statistics(input, centred, dims, options[-1])
+    return *_forward_into(statistics, centred, input, residual, weight, bias, dims, *options), statistics
 
 
 def _forward_into(
-    statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, x_dtype,
-):  # fmt: skip
+    statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype
+):
     out = _registry.empty_like(input, out_dtype)
     summed = None if residual is None else _registry.empty_like(input, x_dtype)
     count = out.numel()
@@ -139,21 +144,49 @@ def _forward_into(
     return out, summed
 
 
-def _plain_forward(centred, input, weight, bias, eps):
-    """`_forward_into` for arguments that `_fits` in contiguous memory: on small rows inference pays for Python alone."""
+def _plain_forward(centred, statistics, input, weight, bias, eps):
+    """`_forward_into` for arguments that are `_plain`."""
     out = _registry.empty_like(input, input.dtype)
     cols = input.size(-1)
     code = DTYPE_CODES[input.dtype]
+    mean, rstd = _statistics_pointers(statistics, centred)
     index, stream = _registry.place(input)
     table = _registry.native(input)
     (table.layer_norm_forward if centred else table.rms_norm_forward)(
-        out.data_ptr(), 0, 0, 0, input.data_ptr(), 0,
+        out.data_ptr(), 0, mean, rstd, input.data_ptr(), 0,
         0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
         out.numel() // cols, cols, cols, 0,
         code, code, code, 0, 0 if weight is None else DTYPE_CODES[weight.dtype],
         eps, 0.0, index, stream,
     )  # fmt: skip
     return out
+
+
+def _plain_backward(centred, grad_out, input, statistics, weight, bias, wants_weight, wants_bias):
+    """`_backward` for arguments that are `_plain`."""
+    grad_out = grad_out.contiguous()
+    grad_x = _registry.empty_like(grad_out, grad_out.dtype)
+    grad_weight = torch.empty_like(weight) if wants_weight else None
+    grad_bias = torch.empty_like(bias) if wants_bias else None
+    cols = grad_out.size(-1)
+    rows = grad_out.numel() // cols
+    code = DTYPE_CODES[grad_out.dtype]
+    mean, rstd = _statistics_pointers(statistics, centred)
+    index, stream = _registry.place(grad_out)
+    table = _registry.native(grad_out)
+    partials = None
+    if (wants_weight or wants_bias) and (blocks := table.norm_backward_blocks(rows, cols, index)):
+        partials = torch.empty(blocks * 2 * cols, dtype=statistics.dtype, device=grad_out.device)
+    (table.layer_norm_backward if centred else table.rms_norm_backward)(
+        grad_x.data_ptr(), 0,
+        0 if grad_weight is None else grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
+        0 if partials is None else partials.data_ptr(),
+        grad_out.data_ptr(), 0, input.data_ptr(), mean, rstd,
+        0 if weight is None else weight.data_ptr(), 0,
+        rows, cols, cols, 0, cols,
+        code, 0, code, 0 if weight is None else DTYPE_CODES[weight.dtype], 0.0, False, index, stream,
+    )  # fmt: skip
+    return grad_x, grad_weight, grad_bias
 
 
 def _backward(
@@ -208,6 +241,23 @@ def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
 
 
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
+
+
+class _PlainNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, centred, eps):
+        shape = input.shape
+        statistics = input.new_empty((2 if centred else 1, shape.numel() // shape[-1]), dtype=_statistics_dtype(input.dtype))
+        ctx.save_for_backward(input, statistics, weight, bias)
+        ctx.centred, ctx.arguments = centred, (1, eps, 0.0, False, input.dtype, input.dtype)
+        return _plain_forward(centred, statistics, input, weight, bias, eps)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        if torch.is_grad_enabled():
+            return *_differentiable_backward(ctx, grad_out, None), None, None
+        _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        return *_plain_backward(ctx.centred, grad_out, *ctx.saved_tensors, wants_weight, wants_bias), None, None
 
 
 class _Norm(torch.autograd.Function):
@@ -405,12 +455,11 @@ def _norm(
         out_dtype = _registry.autocast_dtype(input)
     tensors = (input, residual, weight, bias)
     direct = _registry.direct(tensors)
-    plain = direct and _fits(input, residual, shape, weight, bias, eps, weight_offset, out_dtype)
-    if not plain:
-        _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
-    wants_grad = torch.is_grad_enabled() and _registry.requires_grad(tensors)
-    if plain and not wants_grad:
-        return _plain_forward(centred, input, weight, bias, eps), None
+    if direct and _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
+        if torch.is_grad_enabled() and _registry.requires_grad(tensors):
+            return _PlainNorm.apply(input, weight, bias, centred, eps), None
+        return _plain_forward(centred, None, input, weight, bias, eps), None
+    _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
     arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
     if not direct:
         if _registry.transforming():
@@ -418,10 +467,10 @@ def _norm(
             x = input if residual is None else summed
             return _reference(centred, x, weight, bias, len(shape), eps, weight_offset, out_dtype), summed
         return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments)[:2]
-    if wants_grad:
+    if torch.is_grad_enabled() and _registry.requires_grad(tensors):
         results = _Norm.apply(*tensors, centred, arguments)
         return (results, None) if residual is None else results
-    return _forward(centred, *tensors, *arguments)[:2]
+    return _forward_into(None, centred, *tensors, *arguments)
 
 
 def layer_norm(
