@@ -141,16 +141,19 @@ def as_cpu(device: int = 0) -> Iterator[Executor]:
     from bigmodel import _registry
 
     executor = load()
-    native = _registry.native
+    native, place = _registry.native, _registry.place
 
-    def host_native(tensor: torch.Tensor) -> tuple[Any, int, int]:
-        return (executor, device, 0) if tensor.is_cpu else native(tensor)
+    def host_native(tensor: torch.Tensor) -> Any:
+        return executor if tensor.is_cpu else native(tensor)
 
-    _registry.native = host_native
+    def host_place(tensor: torch.Tensor) -> tuple[int, int]:
+        return (device, 0) if tensor.is_cpu else place(tensor)
+
+    _registry.native, _registry.place = host_native, host_place
     try:
         yield executor
     finally:
-        _registry.native = native
+        _registry.native, _registry.place = native, place
 
 
 def table(rows: Iterable[Traffic]) -> str:
