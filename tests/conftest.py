@@ -45,14 +45,19 @@ def relative_rms(error: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def assert_accurate(
-    ours: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, what: str = "result", dtype: torch.dtype | None = None,
+    ours: torch.Tensor,
+    stock: torch.Tensor,
+    exact: torch.Tensor,
+    what: str = "result",
+    dtype: torch.dtype | None = None,
     strict: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """max |ours - f64| <= 2 max |stock - f64| + atol max |f64|, and the relative RMS error at most 1.1 times stock's.
 
     `dtype`, the coarsest rounding on the way, chooses atol; None for the result's own. Over a few rows the second rule
-    compares the luck of two roundings of one statistic per row, so one ulp is granted to it unless `strict`, for results
-    of thousands of rows; of fewer than 32 elements it says nothing. For float64 the reference is no better than what it judges, and the first rule stands alone.
+    compares the luck of two roundings of one statistic per row, so one ulp is granted to it unless `strict`, for
+    results of thousands of rows; of fewer than 32 elements it says nothing. For float64 the reference is no better than
+    what it judges, and the first rule stands alone.
     """
     dtype = dtype or ours.dtype
     assert ours.shape == exact.shape, what

@@ -2,7 +2,7 @@
 
 An op has two ways in. The short way calls its body, or one autograd.Function around it, and costs a few microseconds;
 `direct` says when it may be taken. Everything else (torch.compile, fake and meta tensors, DTensor, tracing, dispatch
-modes) goes through the op that `register` puts into torch's dispatcher, and torch.func's transforms see torch's own ops.
+modes) goes through the op that `register` puts into torch's dispatcher; torch.func's transforms see torch's own ops.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A fresh contiguous output. On a CPU a large one gets huge pages: else its first touch outweighs the arithmetic."""
+    """A fresh contiguous output; on a CPU a large one in huge pages, else its first touch outweighs the arithmetic."""
     if tensor.is_contiguous():  # half the price of the other call, and nothing to change about the strides
         out = torch.empty_like(tensor) if tensor.dtype is dtype else torch.empty_like(tensor, dtype=dtype)
     else:
@@ -77,7 +77,7 @@ def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
-    for tensor in tensors:
+    for tensor in tensors:  # noqa: SIM110, a generator for any() takes twice the time
         if tensor is not None and tensor.requires_grad:
             return True
     return False

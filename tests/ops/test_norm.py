@@ -215,13 +215,13 @@ def test_add_norm(device, centred, dtypes, cols, memory_efficient):
         if kind == "ours":
             function = bigmodel.add_layer_norm if centred else bigmodel.add_rms_norm
             affine = (w, b) if centred else (w,)
-            out, summed = function(
-                a, r, cols, *affine, 1e-5, residual_dtype=wanted, memory_efficient=memory_efficient
-            )
+            out, summed = function(a, r, cols, *affine, 1e-5, residual_dtype=wanted, memory_efficient=memory_efficient)
         else:
             rounded = (x.double() + residual.double()).to(summed_dtype)
             summed = a.to(torch.float64) + r.to(torch.float64)
-            summed = (summed + (rounded.double() - summed).detach()).to(torch.float64 if kind == "exact" else summed_dtype)
+            summed = (summed + (rounded.double() - summed).detach()).to(
+                torch.float64 if kind == "exact" else summed_dtype
+            )
             norm = exact_norm if kind == "exact" else stock_norm
             out = norm(centred, summed, (cols,), w, b, 1e-5)
             out = out if kind == "exact" else out.to(input_dtype)
@@ -235,7 +235,9 @@ def test_add_norm(device, centred, dtypes, cols, memory_efficient):
     assert ours[0].dtype is input_dtype and ours[1].dtype is summed_dtype
     assert torch.equal(ours[1], (x.double() + residual.double()).to(summed_dtype))
     assert_accurate(ours[0], stock[0], exact[0].detach(), "normed")
-    for name, our, other, double in zip(("input", "residual", "weight", "bias"), ours[2:], stock[2:], exact[2:], strict=True):
+    for name, our, other, double in zip(
+        ("input", "residual", "weight", "bias"), ours[2:], stock[2:], exact[2:], strict=True
+    ):
         if our is None:
             continue
         assert our.grad.dtype is our.dtype
@@ -243,7 +245,9 @@ def test_add_norm(device, centred, dtypes, cols, memory_efficient):
             scale = double.grad.abs().max()
             assert (our.grad.double() - double.grad).abs().max() <= 8 * ATOL[coarsest] * scale + 1e-5 * scale, name
         else:
-            assert_accurate(our.grad, other.grad, double.grad, name, dtype=coarsest if our.grad.dtype is not coarsest else None)
+            assert_accurate(
+                our.grad, other.grad, double.grad, name, dtype=coarsest if our.grad.dtype is not coarsest else None
+            )
 
 
 def test_add_norm_with_one_output_unused(device):
@@ -257,9 +261,7 @@ def test_add_norm_with_one_output_unused(device):
         assert_close(w.grad if used == 0 else None, v.grad) if used == 0 else None
 
 
-# --- layouts -----------------------------------------------------------------------------------------------------------
-
-
+# --- layouts ----------------------------------------------------------------------------------------------------------
 def strided_inputs():
     base = torch.randn(6, 10, 130)
     yield "transposed", base.transpose(0, 1)
@@ -337,7 +339,7 @@ def test_special_values_follow_stock(device):
 
 
 def test_rounding_to_low_precision_is_to_nearest_even(device, isa):
-    """With rows of ones the result is the weight itself, whose rounding torch's own conversion must match bit for bit."""
+    """With rows of ones the result is the weight itself, rounded as by torch's own conversion, bit for bit."""
     bits = torch.arange(0, 2**32, 65521, dtype=torch.int64)
     values = torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32).to(device)
     values = torch.cat([values, torch.tensor([65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 3e-8, 6.1e-5], device=device)])
@@ -350,9 +352,7 @@ def test_rounding_to_low_precision_is_to_nearest_even(device, isa):
         assert torch.equal(bigmodel.rms_norm(ones, low.numel(), low, 0.0)[0], low.float())
 
 
-# --- defaults ----------------------------------------------------------------------------------------------------------
-
-
+# --- defaults ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_default_eps(device, dtype):
     x = torch.full((1, 32), 1e-4, dtype=dtype, device=device)
@@ -370,9 +370,7 @@ def test_result_dtypes(device):
         assert normed.dtype is a and summed.dtype is torch.promote_types(a, b)
 
 
-# --- determinism -------------------------------------------------------------------------------------------------------
-
-
+# --- determinism ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("cols", [100, 5000, 100_000])
 def test_bits_depend_on_neither_threads_nor_rows(device, isa, centred, cols):
@@ -403,9 +401,7 @@ def test_bits_depend_on_neither_threads_nor_rows(device, isa, centred, cols):
         assert torch.equal(alone[0][0], one[0][row]) and torch.equal(alone[1][0], one[1][row])
 
 
-# --- hypothesis --------------------------------------------------------------------------------------------------------
-
-
+# --- hypothesis -------------------------------------------------------------------------------------------------------
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 6), min_size=0, max_size=3),
@@ -428,9 +424,7 @@ def test_any_shape_and_stride(rows, normalised, pad, shift, centred, dtype, swap
     compare(centred, x, tuple(normalised), weight, torch.zeros_like(weight) if centred else None)
 
 
-# --- large -------------------------------------------------------------------------------------------------------------
-
-
+# --- large ------------------------------------------------------------------------------------------------------------
 def available_gib() -> float:
     with open("/proc/meminfo") as info:
         return next(int(line.split()[1]) for line in info if line.startswith("MemAvailable")) / 2**20

@@ -27,8 +27,6 @@ def kernels(executor) -> set[str]:
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-
 @KINDS
 @pytest.mark.parametrize("dtypes", MIXES, ids=lambda mix: "-".join(str(d)[6:] for d in mix))
 @pytest.mark.parametrize("size", [(5, 37), (9, 512), (3, 1088)], ids=str)
@@ -129,8 +127,6 @@ def test_gradients_from_the_output(host, centred):
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
-
-
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strides_and_alignment_do_not_change_bits(host, centred, dtype):
@@ -207,8 +203,6 @@ def test_bits_of_a_row_do_not_depend_on_the_others(host, centred, cols):
 
 
 # --- traffic ----------------------------------------------------------------------------------------------------------
-
-
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cols", [512, 4096, 16384])

@@ -15,36 +15,108 @@ from bigmodel import _registry
 X, W = torch.randn(4, 8), torch.randn(8)
 
 CASES = {
-    "input is no tensor": (lambda: bigmodel.rms_norm([1.0], 1), TypeError, "rms_norm: input must be a torch.Tensor, got list"),
+    "input is no tensor": (
+        lambda: bigmodel.rms_norm([1.0], 1),
+        TypeError,
+        "rms_norm: input must be a torch.Tensor, got list",
+    ),
     "integer input": (lambda: bigmodel.layer_norm(X.int(), 8), TypeError, "layer_norm: input has dtype torch.int32"),
     "complex input": (lambda: bigmodel.rms_norm(X.cfloat(), 8), TypeError, "rms_norm: input has dtype torch.complex64"),
-    "float8 input": (lambda: bigmodel.rms_norm(X.to(torch.float8_e4m3fn), 8), TypeError, "input has dtype torch.float8"),
-    "normalized_shape": (lambda: bigmodel.rms_norm(X, 7), ValueError, "normalized_shape (7,) does not match the end of input's shape (4, 8)"),
-    "too many dimensions": (lambda: bigmodel.rms_norm(X, (2, 4, 8)), ValueError, "normalized_shape (2, 4, 8) does not match"),
+    "float8 input": (
+        lambda: bigmodel.rms_norm(X.to(torch.float8_e4m3fn), 8),
+        TypeError,
+        "input has dtype torch.float8",
+    ),
+    "normalized_shape": (
+        lambda: bigmodel.rms_norm(X, 7),
+        ValueError,
+        "normalized_shape (7,) does not match the end of input's shape (4, 8)",
+    ),
+    "too many dimensions": (
+        lambda: bigmodel.rms_norm(X, (2, 4, 8)),
+        ValueError,
+        "normalized_shape (2, 4, 8) does not match",
+    ),
     "empty normalized_shape": (lambda: bigmodel.layer_norm(X, ()), ValueError, "normalized_shape () does not match"),
-    "normalized_shape is text": (lambda: bigmodel.layer_norm(X, "8"), TypeError, "normalized_shape must be an int or a sequence of ints"),
-    "normalized_shape is a float": (lambda: bigmodel.layer_norm(X, 8.0), TypeError, "normalized_shape must be an int or a sequence of ints"),
-    "weight shape": (lambda: bigmodel.rms_norm(X, 8, W[:7]), ValueError, "rms_norm: weight has shape (7,), but normalized_shape is (8,)"),
-    "weight is no tensor": (lambda: bigmodel.rms_norm(X, 8, 1.0), TypeError, "rms_norm: weight must be a torch.Tensor, got float"),
-    "weight device": (lambda: bigmodel.rms_norm(X, 8, W.to("meta")), ValueError, "weight is on device 'meta', but input is on 'cpu'"),
-    "weight too wide": (lambda: bigmodel.rms_norm(X, 8, W.double()), TypeError, "weight is float64, but torch.float32 is normalised"),
+    "normalized_shape is text": (
+        lambda: bigmodel.layer_norm(X, "8"),
+        TypeError,
+        "normalized_shape must be an int or a sequence of ints",
+    ),
+    "normalized_shape is a float": (
+        lambda: bigmodel.layer_norm(X, 8.0),
+        TypeError,
+        "normalized_shape must be an int or a sequence of ints",
+    ),
+    "weight shape": (
+        lambda: bigmodel.rms_norm(X, 8, W[:7]),
+        ValueError,
+        "rms_norm: weight has shape (7,), but normalized_shape is (8,)",
+    ),
+    "weight is no tensor": (
+        lambda: bigmodel.rms_norm(X, 8, 1.0),
+        TypeError,
+        "rms_norm: weight must be a torch.Tensor, got float",
+    ),
+    "weight device": (
+        lambda: bigmodel.rms_norm(X, 8, W.to("meta")),
+        ValueError,
+        "weight is on device 'meta', but input is on 'cpu'",
+    ),
+    "weight too wide": (
+        lambda: bigmodel.rms_norm(X, 8, W.double()),
+        TypeError,
+        "weight is float64, but torch.float32 is normalised",
+    ),
     "integer weight": (lambda: bigmodel.rms_norm(X, 8, W.int()), TypeError, "weight has dtype torch.int32"),
-    "bias dtype": (lambda: bigmodel.layer_norm(X, 8, W, W.half()), TypeError, "bias has dtype torch.float16, but weight has torch.float32"),
+    "bias dtype": (
+        lambda: bigmodel.layer_norm(X, 8, W, W.half()),
+        TypeError,
+        "bias has dtype torch.float16, but weight has torch.float32",
+    ),
     "bias shape": (lambda: bigmodel.layer_norm(X, 8, None, X), ValueError, "bias has shape (4, 8)"),
-    "negative eps": (lambda: bigmodel.layer_norm(X, 8, eps=-1e-5), ValueError, "layer_norm: eps is -1e-05; it must be finite and at least 0"),
+    "negative eps": (
+        lambda: bigmodel.layer_norm(X, 8, eps=-1e-5),
+        ValueError,
+        "layer_norm: eps is -1e-05; it must be finite and at least 0",
+    ),
     "NaN eps": (lambda: bigmodel.rms_norm(X, 8, eps=float("nan")), ValueError, "rms_norm: eps is nan"),
     "eps is text": (lambda: bigmodel.rms_norm(X, 8, eps="1e-5"), TypeError, "eps must be a number, got str"),
-    "eps None for layer_norm": (lambda: bigmodel.layer_norm(X, 8, eps=None), TypeError, "layer_norm: eps must be a number"),
-    "weight_offset": (lambda: bigmodel.rms_norm(X, 8, W, weight_offset=float("inf")), ValueError, "weight_offset is inf"),
-    "offset without weight": (lambda: bigmodel.rms_norm(X, 8, weight_offset=1.0), ValueError, "weight_offset is 1.0, but there is no weight"),
+    "eps None for layer_norm": (
+        lambda: bigmodel.layer_norm(X, 8, eps=None),
+        TypeError,
+        "layer_norm: eps must be a number",
+    ),
+    "weight_offset": (
+        lambda: bigmodel.rms_norm(X, 8, W, weight_offset=float("inf")),
+        ValueError,
+        "weight_offset is inf",
+    ),
+    "offset without weight": (
+        lambda: bigmodel.rms_norm(X, 8, weight_offset=1.0),
+        ValueError,
+        "weight_offset is 1.0, but there is no weight",
+    ),
     "out_dtype": (lambda: bigmodel.rms_norm(X, 8, out_dtype=torch.int8), TypeError, "out_dtype is torch.int8"),
     "out_dtype is text": (lambda: bigmodel.rms_norm(X, 8, out_dtype="bf16"), TypeError, "out_dtype is 'bf16'"),
-    "residual shape": (lambda: bigmodel.add_rms_norm(X, W, 8), ValueError, "add_rms_norm: residual has shape (8,), but input is (4, 8)"),
-    "no residual": (lambda: bigmodel.add_layer_norm(X, None, 8), TypeError, "add_layer_norm: residual must be a torch.Tensor"),
+    "residual shape": (
+        lambda: bigmodel.add_rms_norm(X, W, 8),
+        ValueError,
+        "add_rms_norm: residual has shape (8,), but input is (4, 8)",
+    ),
+    "no residual": (
+        lambda: bigmodel.add_layer_norm(X, None, 8),
+        TypeError,
+        "add_layer_norm: residual must be a torch.Tensor",
+    ),
     "residual dtype": (lambda: bigmodel.add_rms_norm(X, X.int(), 8), TypeError, "residual has dtype torch.int32"),
     "residual device": (lambda: bigmodel.add_rms_norm(X, X.to("meta"), 8), ValueError, "residual is on device 'meta'"),
-    "residual_dtype": (lambda: bigmodel.add_rms_norm(X, X, 8, residual_dtype=torch.int16), TypeError, "residual_dtype is torch.int16"),
-}  # fmt: skip
+    "residual_dtype": (
+        lambda: bigmodel.add_rms_norm(X, X, 8, residual_dtype=torch.int16),
+        TypeError,
+        "residual_dtype is torch.int16",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -61,9 +61,7 @@ def native_calls(monkeypatch):
     return calls
 
 
-# --- autograd ----------------------------------------------------------------------------------------------------------
-
-
+# --- autograd ---------------------------------------------------------------------------------------------------------
 def test_gradcheck(device, name):
     x, w, b = arguments(device, torch.float64, 3, 5)
     assert torch.autograd.gradcheck(FUNCTIONS[name], (x, w, b))
@@ -133,9 +131,7 @@ def test_autocast_does_what_stock_does(device, dtype):
         )
 
 
-# --- the dispatcher ----------------------------------------------------------------------------------------------------
-
-
+# --- the dispatcher ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("memory_efficient", [False, True])
@@ -235,7 +231,9 @@ def test_make_fx_with_fake_tensors(name, native_calls):
 @pytest.mark.parametrize("in_dims", [(0, None, None), (1, None, None), (0, 0, 0), (None, 0, 0)], ids=str)
 def test_vmap(device, name, in_dims, native_calls):
     x, w, b = arguments(device, grad=False)
-    batched = [t if dim is None else torch.stack([t * (i + 1) for i in range(3)], dim) for t, dim in zip((x, w, b), in_dims)]
+    batched = [
+        t if dim is None else torch.stack([t * (i + 1) for i in range(3)], dim) for t, dim in zip((x, w, b), in_dims)
+    ]
     ours = torch.vmap(FUNCTIONS[name], in_dims)(*batched)
     stock = torch.vmap(STOCK[name], in_dims)(*batched)
     assert_close(ours, stock)
@@ -267,9 +265,7 @@ def test_torch_function_subclasses_are_not_bypassed(native_calls):
     assert_close(torch.Tensor(out), bigmodel.rms_norm(x, 24, w))
 
 
-# --- modules -----------------------------------------------------------------------------------------------------------
-
-
+# --- modules ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
 def test_modules_are_torchs_own(device, kind):
     stock = getattr(torch.nn, kind)(24, eps=1e-3, device=device)
@@ -292,7 +288,9 @@ def test_modules_are_torchs_own(device, kind):
 
 @pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
 def test_module_options(device, kind):
-    module = getattr(bigmodel.nn, kind)(24, weight_offset=1.0, out_dtype=torch.bfloat16, memory_efficient=True, device=device)
+    module = getattr(bigmodel.nn, kind)(
+        24, weight_offset=1.0, out_dtype=torch.bfloat16, memory_efficient=True, device=device
+    )
     assert not module.weight.detach().any(), "weights stored around zero start at zero"
     x = torch.randn(3, 24, device=device)
     assert module(x).dtype is torch.bfloat16
@@ -300,9 +298,7 @@ def test_module_options(device, kind):
     assert "weight_offset=1.0" in repr(module) and "memory_efficient=True" in repr(module)
 
 
-# --- threads and processes ---------------------------------------------------------------------------------------------
-
-
+# --- threads and processes --------------------------------------------------------------------------------------------
 def test_one_openmp_runtime():
     bigmodel.rms_norm(torch.randn(512, 1024), 1024)
     assert len(_native.openmp_runtimes()) == 1

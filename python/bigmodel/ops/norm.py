@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel._native import DTYPE_CODES
+from bigmodel.ops import _norm_body
 
 _float32 = torch.float32
 # What eps=None stands for; stock took the input dtype's own up to torch 2.6 (docs/numerics.md).
@@ -61,14 +61,18 @@ def _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_effi
 def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype):
     dims = len(shape)
     if not dims or input.dim() < dims or tuple(input.shape[input.dim() - dims :]) != shape:
-        raise ValueError(f"{op}: normalized_shape {shape} does not match the end of input's shape {tuple(input.shape)}.")
+        raise ValueError(
+            f"{op}: normalized_shape {shape} does not match the end of input's shape {tuple(input.shape)}."
+        )
     if residual is not None:
         _check.like(op, "residual", residual, input.shape, "input", input.device)
     for argument, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             _check.like(op, argument, value, shape, "normalized_shape", input.device)
             if value.dtype is torch.float64 and x_dtype is not torch.float64:
-                raise TypeError(f"{op}: {argument} is float64, but {x_dtype} is normalised; pass it in {x_dtype} or float32.")
+                raise TypeError(
+                    f"{op}: {argument} is float64, but {x_dtype} is normalised; pass it in {x_dtype} or float32."
+                )
     if weight is not None and bias is not None and weight.dtype is not bias.dtype:
         raise TypeError(f"{op}: bias has dtype {bias.dtype}, but weight has {weight.dtype}; they must be the same.")
     _check.number(op, "eps", eps, minimum=0)
@@ -78,160 +82,10 @@ def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offse
     _check.dtype(op, "out_dtype", out_dtype)
 
 
-# --- bodies: allocate, then one native call ---------------------------------------------------------------------------
-
-
-def _as_rows(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
-    """The tensor, or a copy if its rows do not lie contiguous at one distance, and that distance in elements."""
-    if tensor.is_contiguous():
-        return tensor, cols
-    try:
-        matrix = tensor.view(-1, cols)
-    except RuntimeError:
-        return tensor.contiguous(), cols
-    return (matrix, matrix.stride(0)) if matrix.stride(1) == 1 else (tensor.contiguous(), cols)
-
-
-def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else _float32
-
-
-def _empty_statistics(like: Tensor, centred: bool, dims: int, x_dtype: torch.dtype) -> Tensor:
-    """(1 or 2, *rows): rstd, after the mean if there is one."""
-    rows = like.shape[: like.dim() - dims]
-    return like.new_empty((2 if centred else 1, *rows), dtype=_statistics_dtype(x_dtype))
-
-
-def _statistics_pointers(statistics: Tensor | None, centred: bool) -> tuple[int, int]:
-    if statistics is None:
-        return 0, 0
-    first = statistics.data_ptr()
-    return (first, first + statistics.nbytes // 2) if centred else (0, first)
-
-
-def _forward(centred, input, residual, weight, bias, dims, *options):
-    """(out, summed, statistics); summed is None without a residual."""
-    statistics = _empty_statistics(input, centred, dims, options[-1])
-    return *_forward_into(statistics, centred, input, residual, weight, bias, dims, *options), statistics
-
-
-def _forward_into(
-    statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype
-):
-    out = _registry.empty_like(input, out_dtype)
-    summed = None if residual is None else _registry.empty_like(input, x_dtype)
-    count = out.numel()
-    if count:
-        shape = input.shape
-        cols = shape[-1] if dims == 1 else math.prod(shape[len(shape) - dims :])
-        input, stride = _as_rows(input, cols)
-        residual, residual_stride = (None, 0) if residual is None else _as_rows(residual, cols)
-        weight = None if weight is None else weight.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        mean, rstd = _statistics_pointers(statistics, centred)
-        index, stream = _registry.place(input)
-        table = _registry.native(input)
-        (table.layer_norm_forward if centred else table.rms_norm_forward)(
-            out.data_ptr(), 0 if summed is None else summed.data_ptr(), mean, rstd,
-            input.data_ptr(), 0 if residual is None else residual.data_ptr(),
-            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            count // cols, cols, stride, residual_stride,
-            DTYPE_CODES[out_dtype], DTYPE_CODES[x_dtype], DTYPE_CODES[input.dtype],
-            0 if residual is None else DTYPE_CODES[residual.dtype],
-            0 if weight is None else DTYPE_CODES[weight.dtype],
-            eps, weight_offset, index, stream,
-        )  # fmt: skip
-    return out, summed
-
-
-def _plain_forward(centred, statistics, input, weight, bias, eps):
-    """`_forward_into` for arguments that are `_plain`."""
-    out = _registry.empty_like(input, input.dtype)
-    cols = input.size(-1)
-    code = DTYPE_CODES[input.dtype]
-    mean, rstd = _statistics_pointers(statistics, centred)
-    index, stream = _registry.place(input)
-    table = _registry.native(input)
-    (table.layer_norm_forward if centred else table.rms_norm_forward)(
-        out.data_ptr(), 0, mean, rstd, input.data_ptr(), 0,
-        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        out.numel() // cols, cols, cols, 0,
-        code, code, code, 0, 0 if weight is None else DTYPE_CODES[weight.dtype],
-        eps, 0.0, index, stream,
-    )  # fmt: skip
-    return out
-
-
-def _plain_backward(centred, grad_out, input, statistics, weight, bias, wants_weight, wants_bias):
-    """`_backward` for arguments that are `_plain`."""
-    grad_out = grad_out.contiguous()
-    grad_x = _registry.empty_like(grad_out, grad_out.dtype)
-    grad_weight = torch.empty_like(weight) if wants_weight else None
-    grad_bias = torch.empty_like(bias) if wants_bias else None
-    cols = grad_out.size(-1)
-    rows = grad_out.numel() // cols
-    code = DTYPE_CODES[grad_out.dtype]
-    mean, rstd = _statistics_pointers(statistics, centred)
-    index, stream = _registry.place(grad_out)
-    table = _registry.native(grad_out)
-    partials = None
-    if (wants_weight or wants_bias) and (blocks := table.norm_backward_blocks(rows, cols, index)):
-        partials = torch.empty(blocks * 2 * cols, dtype=statistics.dtype, device=grad_out.device)
-    (table.layer_norm_backward if centred else table.rms_norm_backward)(
-        grad_x.data_ptr(), 0,
-        0 if grad_weight is None else grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
-        0 if partials is None else partials.data_ptr(),
-        grad_out.data_ptr(), 0, input.data_ptr(), mean, rstd,
-        0 if weight is None else weight.data_ptr(), 0,
-        rows, cols, cols, 0, cols,
-        code, 0, code, 0 if weight is None else DTYPE_CODES[weight.dtype], 0.0, False, index, stream,
-    )  # fmt: skip
-    return grad_x, grad_weight, grad_bias
-
-
-def _backward(
-    centred, grad_out, grad_summed, saved, statistics, weight, bias,
-    dims, weight_offset, from_output, x_dtype, cast_dtype, wants_weight, wants_bias,
-):  # fmt: skip
-    """(grad_x, grad_cast, grad_weight, grad_bias); what does not exist, or is not wanted, is None."""
-    grad_x = _registry.empty_like(grad_out, x_dtype)
-    grad_cast = None if cast_dtype is None else _registry.empty_like(grad_out, cast_dtype)
-    grad_weight = _registry.empty_like(weight, weight.dtype) if wants_weight else None
-    grad_bias = _registry.empty_like(bias, bias.dtype) if wants_bias else None
-    shape = grad_out.shape
-    cols = shape[-1] if dims == 1 else math.prod(shape[len(shape) - dims :])
-    if not cols:
-        return grad_x, grad_cast, grad_weight, grad_bias
-    rows = grad_out.numel() // cols
-    index, stream = _registry.place(grad_out)
-    table = _registry.native(grad_out)
-    partials = None
-    if (wants_weight or wants_bias) and (blocks := table.norm_backward_blocks(rows, cols, index)):
-        partials = torch.empty(blocks * 2 * cols, dtype=_statistics_dtype(x_dtype), device=grad_out.device)
-    grad_out, grad_out_stride = _as_rows(grad_out, cols)
-    saved, saved_stride = _as_rows(saved, cols)
-    grad_summed, grad_summed_stride = (None, 0) if grad_summed is None else _as_rows(grad_summed, cols)
-    weight = None if weight is None else weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    mean, rstd = _statistics_pointers(statistics, centred)
-    (table.layer_norm_backward if centred else table.rms_norm_backward)(
-        grad_x.data_ptr(), 0 if grad_cast is None else grad_cast.data_ptr(),
-        0 if grad_weight is None else grad_weight.data_ptr(), 0 if grad_bias is None else grad_bias.data_ptr(),
-        0 if partials is None else partials.data_ptr(),
-        grad_out.data_ptr(), 0 if grad_summed is None else grad_summed.data_ptr(), saved.data_ptr(), mean, rstd,
-        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        rows, cols, grad_out_stride, grad_summed_stride, saved_stride,
-        DTYPE_CODES[x_dtype], 0 if cast_dtype is None else DTYPE_CODES[cast_dtype], DTYPE_CODES[grad_out.dtype],
-        0 if weight is None else DTYPE_CODES[weight.dtype],
-        weight_offset, from_output, index, stream,
-    )  # fmt: skip
-    return grad_x, grad_cast, grad_weight, grad_bias
-
-
 def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
     """The formula in torch's own ops, for second derivatives and torch.func's transforms."""
     axes = tuple(range(-dims, 0))
-    x = x.to(_statistics_dtype(x.dtype))
+    x = x.to(_norm_body.statistics_dtype(x.dtype))
     if centred:
         x = x - x.mean(axes, keepdim=True)
     out = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + eps)
@@ -246,24 +100,27 @@ def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
 class _PlainNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, centred, eps):
-        shape = input.shape
-        statistics = input.new_empty((2 if centred else 1, shape.numel() // shape[-1]), dtype=_statistics_dtype(input.dtype))
+        statistics = _norm_body.empty_statistics(input, centred, 1, input.dtype)
         ctx.save_for_backward(input, statistics, weight, bias)
         ctx.centred, ctx.arguments = centred, (1, eps, 0.0, False, input.dtype, input.dtype)
-        return _plain_forward(centred, statistics, input, weight, bias, eps)
+        return _norm_body.plain_forward(centred, statistics, input, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad_out):
         if torch.is_grad_enabled():
             return *_differentiable_backward(ctx, grad_out, None), None, None
         _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
-        return *_plain_backward(ctx.centred, grad_out, *ctx.saved_tensors, wants_weight, wants_bias), None, None
+        return (
+            *_norm_body.plain_backward(ctx.centred, grad_out, *ctx.saved_tensors, wants_weight, wants_bias),
+            None,
+            None,
+        )
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, residual, weight, bias, centred, arguments):
-        out, summed, statistics = _forward(centred, input, residual, weight, bias, *arguments)
+        out, summed, statistics = _norm_body.forward(centred, input, residual, weight, bias, *arguments)
         ctx.save_for_backward(out if arguments[3] else input if residual is None else summed, statistics, weight, bias)
         ctx.centred, ctx.arguments = centred, arguments
         if residual is None:
@@ -284,7 +141,7 @@ class _Norm(torch.autograd.Function):
         elif torch.is_grad_enabled():
             grad_x, grad_weight, grad_bias = _differentiable_backward(ctx, grad_out, grad_summed)
         else:
-            grad_x, grad_cast, grad_weight, grad_bias = _backward(
+            grad_x, grad_cast, grad_weight, grad_bias = _norm_body.backward(
                 ctx.centred, grad_out, grad_summed, *ctx.saved_tensors, dims, weight_offset, memory_efficient,
                 x_dtype, _cast_dtype(x_dtype, input_dtype, residual_dtype), wants_weight, wants_bias,
             )  # fmt: skip
@@ -300,7 +157,9 @@ def _differentiable_backward(ctx, grad_out, grad_summed):
     saved, _, weight, bias = ctx.saved_tensors
     dims, eps, weight_offset, memory_efficient, out_dtype, _ = ctx.arguments
     if memory_efficient:
-        raise RuntimeError("bigmodel: memory_efficient=True has no second derivative; call with memory_efficient=False.")
+        raise RuntimeError(
+            "bigmodel: memory_efficient=True has no second derivative; call with memory_efficient=False."
+        )
     sources = [tensor for tensor in (saved, weight, bias) if tensor is not None and tensor.requires_grad]
     out = _reference(ctx.centred, saved, weight, bias, dims, eps, weight_offset, out_dtype)
     grads = dict(zip(map(id, sources), torch.autograd.grad(out, sources, grad_out, create_graph=True), strict=True))
@@ -340,7 +199,7 @@ def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ..
 
 
 def _row_placements(spec, dims: int):
-    """For each way to place rows on a mesh dimension (normalised dimensions are replicated): of x, and of statistics."""
+    """The ways to place rows on a mesh dimension, of x and of statistics: normalised dimensions are replicated."""
     from torch.distributed.tensor import Replicate, Shard
 
     rows = len(spec.tensor_meta.shape) - dims
@@ -379,15 +238,15 @@ def _backward_sharding(grad_out, grad_summed, saved, statistics, weight, bias, d
 
 def _register(name: str, centred: bool):
     def forward(input, *arguments):
-        return _present(_forward(centred, input, *arguments), input)
+        return _present(_norm_body.forward(centred, input, *arguments), input)
 
     def forward_fake(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
         out = torch.empty(input.shape, dtype=out_dtype, device=input.device)
         summed = None if residual is None else torch.empty(input.shape, dtype=x_dtype, device=input.device)
-        return _present((out, summed, _empty_statistics(input, centred, dims, x_dtype)), input)
+        return _present((out, summed, _norm_body.empty_statistics(input, centred, dims, x_dtype)), input)
 
     def backward(grad_out, *arguments):
-        return _present(_backward(centred, grad_out, *arguments), grad_out)
+        return _present(_norm_body.backward(centred, grad_out, *arguments), grad_out)
 
     def backward_fake(
         grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, from_output, x_dtype, cast_dtype,
@@ -458,7 +317,7 @@ def _norm(
     if direct and _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
         if torch.is_grad_enabled() and _registry.requires_grad(tensors):
             return _PlainNorm.apply(input, weight, bias, centred, eps), None
-        return _plain_forward(centred, None, input, weight, bias, eps), None
+        return _norm_body.plain_forward(centred, None, input, weight, bias, eps), None
     _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
     arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
     if not direct:
@@ -470,12 +329,13 @@ def _norm(
     if torch.is_grad_enabled() and _registry.requires_grad(tensors):
         results = _Norm.apply(*tensors, centred, arguments)
         return (results, None) if residual is None else results
-    return _forward_into(None, centred, *tensors, *arguments)
+    return _norm_body.forward_into(None, centred, *tensors, *arguments)
 
 
 def layer_norm(
     input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
-    eps: float = 1e-5, *, weight_offset: float = 0.0, memory_efficient: bool = False, out_dtype: torch.dtype | None = None,
+    eps: float = 1e-5, *, weight_offset: float = 0.0, memory_efficient: bool = False,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """(input - mean) / sqrt(var + eps) * (weight + weight_offset) + bias over the last dimensions.
 
@@ -553,7 +413,7 @@ def add_rms_norm(
     eps: float | None = None, *, weight_offset: float = 0.0, memory_efficient: bool = False,
     out_dtype: torch.dtype | None = None, residual_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`rms_norm` of input + residual, and the sum: (normed, summed). Arguments as in `add_layer_norm` and `rms_norm`."""
+    """`rms_norm` of input + residual, and the sum: (normed, summed). Arguments as in `add_layer_norm`, `rms_norm`."""
     _check.tensor("add_rms_norm", "residual", residual)
     return _norm(
         "add_rms_norm", False, input, residual, normalized_shape, weight, None, eps,
