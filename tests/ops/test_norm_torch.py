@@ -49,15 +49,18 @@ def native_calls(monkeypatch):
     """Counts native calls, and fails any whose input or output pointer is 0."""
     calls = []
     table = _native.load().cpu
+
+    def watched(name, function):
+        def call(*args):
+            calls.append(name)
+            data = (args[0], args[4]) if name.endswith("forward") else (args[0], args[5], args[7])
+            assert all(data), f"{name} was given a null pointer"
+            return function(*args)
+
+        return call
+
     for function in ("rms_norm_forward", "layer_norm_forward", "rms_norm_backward", "layer_norm_backward"):
-
-        def watched(*args, _real=getattr(table, function), _name=function):
-            calls.append(_name)
-            data = (args[0], args[4]) if _name.endswith("forward") else (args[0], args[5], args[7])
-            assert all(data), f"{_name} was given a null pointer"
-            return _real(*args)
-
-        monkeypatch.setattr(table, function, watched)
+        monkeypatch.setattr(table, function, watched(function, getattr(table, function)))
     return calls
 
 
@@ -232,7 +235,8 @@ def test_make_fx_with_fake_tensors(name, native_calls):
 def test_vmap(device, name, in_dims, native_calls):
     x, w, b = arguments(device, grad=False)
     batched = [
-        t if dim is None else torch.stack([t * (i + 1) for i in range(3)], dim) for t, dim in zip((x, w, b), in_dims)
+        t if dim is None else torch.stack([t * (i + 1) for i in range(3)], dim)
+        for t, dim in zip((x, w, b), in_dims, strict=True)
     ]
     ours = torch.vmap(FUNCTIONS[name], in_dims)(*batched)
     stock = torch.vmap(STOCK[name], in_dims)(*batched)
