@@ -35,7 +35,13 @@ PYBIND11_MODULE(_executor, m) {
     global_memory.add({name, role, address, rows, row_bytes, stride, element_bytes, {}});
   });
   m.def("check_written", [] { global_memory.check_written(); });
-  m.def("clear_buffers", [] { global_memory.clear(); });
+  m.def("clear_buffers", [] {
+    global_memory.clear();
+    constexpr uint32_t kManySegments = 1u << 31;
+    if (races.next() < kManySegments) return;
+    races = Races();
+    forget_shared_accesses();
+  });
 
   // (kernel, code, shared, write, bytes of a lane, accesses, cost, least cost); code as {code:path:offset}
   m.def("take_traffic", [] {

@@ -63,6 +63,7 @@ class SharedMemory {
   static constexpr size_t kOutside = size_t(-1);
 
   void declare(std::vector<SharedVariable> variables);
+  void forget_accesses() { cells_.clear(); }
   void begin_launch(uintptr_t live, uint32_t blocks, size_t dynamic_bytes);
   void make_live(uint32_t rank);
   uint32_t live_rank() const { return rank_; }
@@ -102,6 +103,7 @@ struct Module {
 // The module whose code holds the address; shared variables come from declare_shared.
 Module& module_of(const void* code);
 void declare_shared(const std::string& path, std::vector<SharedVariable> variables);
+void forget_shared_accesses();  // of every module
 // The start of the module's thread-local block on this thread.
 uintptr_t thread_local_block(const Module& module);
 

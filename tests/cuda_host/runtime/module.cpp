@@ -54,6 +54,10 @@ Module& module_of(const void* code) {
   return module;
 }
 
+void forget_shared_accesses() {
+  for (auto& [begin, module] : modules) module.shared.forget_accesses();
+}
+
 uintptr_t thread_local_block(const Module& module) {
   if (!module.tls_module) return 0;
   size_t index[2] = {module.tls_module, 0};
