@@ -30,6 +30,7 @@ help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(VENV)/installed: constraints.txt pyproject.toml $(SOURCES)
+	@echo "Setting up $(VENV): the first time takes some minutes, most of them for torch."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt $(BUILD_TOOLS) $(TOOLKIT)
 	$(PIP) install $(BUILD) --constraint constraints.txt '.[test]'

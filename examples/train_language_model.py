@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 import torch
 
 import bigmodel
+from bigmodel import info
 from bigmodel.data.text import load_text, sample_batch
 from bigmodel.train.loop import StepRecord, train_steps, warmup_cosine
 from bigmodel.train.profile import ModuleShare, PeakMemory, module_share, saved_for_backward
@@ -261,13 +261,12 @@ def loss_table(result: Result) -> str:
         losses = f"{loss['stock'][step]:.4f}{loss['fused'][step]:>10.4f}"
         lines.append(row(str(step + 1), losses, fused[step], reordered[step]))
     lines.append(row("largest", "", max(fused), max(reordered)))
-    lines.append(row("median", "", result.distance("fused"), result.distance("reordered")))
-    if result.distance("fused") <= result.distance("reordered"):
-        lines.append("The losses agree within what another summation order changes.")
-    else:
-        times = result.distance("fused") / max(result.distance("reordered"), sys.float_info.min)
-        verdict = "agree" if result.agrees else "do NOT agree"
-        lines.append(f"The losses {verdict}: {times:.1f} times what another summation order changes.")
+    away, yardstick = result.distance("fused"), result.distance("reordered")
+    lines.append(row("median", "", away, yardstick))
+    verdict = "agree" if result.agrees else "do NOT agree"
+    lines.append(
+        f"The losses {verdict}: fused is {away:.1e} from stock, stock with its sums reordered {yardstick:.1e}."
+    )
     return "\n".join(lines)
 
 
@@ -309,7 +308,7 @@ def plot_losses(results: list[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        2, len(results), figsize=(4 * len(results), 6), sharex="col", squeeze=False, height_ratios=(3, 2)
+        2, len(results), figsize=(4 * len(results), 6), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2)
     )
     for column, result in enumerate(results):
         steps = range(1, len(result.loss["stock"]) + 1)
@@ -320,35 +319,15 @@ def plot_losses(results: list[Result], path: Path) -> None:
         below.set_xlabel("step")
         for variant, colour in (("reordered", "tab:grey"), ("fused", "tab:orange")):
             below.plot(steps, result.distances(variant), color=colour, linewidth=1, label=f"|{variant} - stock|")
-        below.set_yscale("symlog", linthresh=1e-6)
-        below.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("loss, nats per byte")
+    axes[1, 0].set_yscale("symlog", linthresh=1e-6)
+    axes[1, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylabel("distance, nats per byte")
     axes[0, 0].legend()
     axes[1, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def describe_machine(device: str) -> dict[str, object]:
-    """What the figures depend on."""
-    import transformers
-
-    if device == "cuda":
-        processor = torch.cuda.get_device_name()
-    else:
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = models[0].split(": ", 1)[1] if models else platform.machine()
-    return {
-        "device": device,
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "bigmodel": bigmodel.__version__,
-    }
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -404,7 +383,7 @@ def main(argv: list[str] | None = None) -> int:
     print(summary_table(results))
 
     plot_losses(results, arguments.out / "loss.png")
-    figures = {"machine": describe_machine(device), "settings": [result.figures() for result in results]}
+    figures = {"device": device, "machine": info.collect(), "settings": [result.figures() for result in results]}
     (arguments.out / "figures.json").write_text(json.dumps(figures, indent=1))
     print(f"\nwrote {arguments.out / 'loss.png'} and {arguments.out / 'figures.json'}")
 
