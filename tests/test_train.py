@@ -135,13 +135,13 @@ def test_a_name_that_is_no_module_is_named():
 
 def test_bytes_saved_for_backward_are_exact():
     model = torch.nn.Linear(100, 50)
-    x = torch.ones(10, 100)
+    x = torch.ones(10, 100, requires_grad=True)
 
     def step():
         hidden = model(x).exp()
         (hidden * hidden).sum().backward()
 
-    # x (10 x 100) for the weight's gradient and exp's result (10 x 50), kept twice in one storage; not the weight.
+    # x for the weight's gradient, and exp's result, kept twice in one storage; not the weight, kept for x's gradient.
     assert saved_for_backward(model, step) == 4 * (10 * 100 + 10 * 50)
 
 
