@@ -24,6 +24,10 @@ struct alignas(64) Scratch { char bytes[kChunk * sizeof(double)]; };
 
 DType compute_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
+// An output of at least this size is stored past the caches, which it would only flush: no line is read before it is
+// overwritten. Measured at 134 MB, forward and backward moved 1.4 and 1.6 times the bytes per second so.
+constexpr int64_t kStreamingBytes = int64_t(32) << 20;
+
 // A matrix read, or written, as another dtype than the one it is stored in.
 struct Source {
   const void* base;
@@ -34,6 +38,11 @@ struct Source {
     if (stored == wanted) return address;
     convert_table().convert[int(wanted)][int(stored)](&scratch, address, n);
     return &scratch;
+  }
+  // Where the kernel finds this row's values if nothing has to be converted; else `other`.
+  const void* ahead(int64_t row, int64_t begin, const void* other) const {
+    if (stored != wanted) return other;
+    return static_cast<const char*>(base) + (row * stride + begin) * size_of(stored);
   }
 };
 
@@ -46,6 +55,11 @@ struct Sink {
   }
   void* chunk(int64_t row, int64_t begin, Scratch& scratch) const {
     return stored == given ? static_cast<void*>(address(row, begin)) : &scratch;
+  }
+  bool streams(int64_t rows) const {
+    int64_t row_bytes = stride * size_of(stored);
+    return stored == given && rows * row_bytes >= kStreamingBytes && row_bytes % 64 == 0 &&
+           reinterpret_cast<uintptr_t>(base) % 64 == 0;
   }
   void commit(int64_t row, int64_t begin, int64_t n, const void* values) const {
     if (values != address(row, begin)) convert_table().convert[int(stored)][int(given)](address(row, begin), values, n);
@@ -115,7 +129,7 @@ class Forward : Rows {
         dtype_(a.out_dtype == x_dtype_ ? x_dtype_ : compute_),
         kernels_(centred ? norm_table().layer[int(dtype_)] : norm_table().rms[int(dtype_)]),
         x_{a.residual ? a.summed : a.input, a.residual ? a.cols : a.input_stride, x_dtype_, dtype_},
-        out_{a.out, a.cols, a.out_dtype, dtype_},
+        out_{a.out, a.cols, a.out_dtype, dtype_}, streaming_(out_.streams(a.rows)),
         weight_(a.weight, a.weight_dtype, compute_, a.weight_offset, 1, a.cols, threads),
         bias_(a.bias, a.weight_dtype, compute_, 0, 0, centred ? a.cols : 0, threads) {}
 
@@ -126,8 +140,9 @@ class Forward : Rows {
           Moments total{};
           for (int64_t c = 0; c < chunks; ++c) total = combine(total, begin(c), moments(row, c), size(c));
           finish(row, total);
-          for (int64_t c = 0; c < chunks; ++c) apply(row, c, total);
+          for (int64_t c = 0; c < chunks; ++c) apply(row, c, total, row + 1 < last);
         }
+        store_fence();
       });
       return;
     }
@@ -141,7 +156,8 @@ class Forward : Rows {
       finish(row, totals[row]);
     }
     parallel_for(threads, rows * chunks, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) apply(i / chunks, i % chunks, totals[i / chunks]);
+      for (int64_t i = first; i < last; ++i) apply(i / chunks, i % chunks, totals[i / chunks], false);
+      store_fence();
     });
   }
 
@@ -178,11 +194,12 @@ class Forward : Rows {
     return kernels_.moments(x_.chunk(row, begin(c), size(c), scratch), size(c));
   }
 
-  void apply(int64_t row, int64_t c, const Moments& total) const {
-    Scratch x, out;
-    void* to = out_.chunk(row, begin(c), out);
-    kernels_.apply({to, x_.chunk(row, begin(c), size(c), x), weight_.chunk(begin(c)),
-                    centred_ ? bias_.chunk(begin(c)) : nullptr, size(c), total.mean, rstd(total)});
+  void apply(int64_t row, int64_t c, const Moments& total, bool more) const {
+    Scratch x_scratch, out_scratch;
+    void* to = out_.chunk(row, begin(c), out_scratch);
+    const void* x = x_.chunk(row, begin(c), size(c), x_scratch);
+    kernels_.apply({to, x, weight_.chunk(begin(c)), centred_ ? bias_.chunk(begin(c)) : nullptr, size(c), total.mean,
+                    rstd(total), more ? x_.ahead(row + 1, begin(c), x) : x, streaming_});
     out_.commit(row, begin(c), size(c), to);
   }
 
@@ -192,6 +209,7 @@ class Forward : Rows {
   NormKernels kernels_;
   Source x_;
   Sink out_;
+  bool streaming_;
   Affine weight_, bias_;
 };
 
@@ -226,6 +244,7 @@ class Backward : Rows {
             for (int64_t c = 0; c < chunks; ++c) apply(block, row, count, c, totals);
           });
         }
+        store_fence();
       });
     } else {
       std::vector<GradSums> parts(rows * chunks), totals(rows);
@@ -239,6 +258,7 @@ class Backward : Rows {
           clear(block, c);
           rows_of(block, [&](int64_t row, int count) { apply(block, row, count, c, &totals[row]); });
         }
+        store_fence();
       });
     }
     reduce(a_.grad_weight, 0);
@@ -268,7 +288,7 @@ class Backward : Rows {
 
   NormGradChunk chunk(int64_t c) const {
     return {weight_.chunk(begin(c)), centred_ && a_.from_output ? bias_.chunk(begin(c)) : nullptr, size(c),
-            a_.from_output, nullptr, nullptr};
+            a_.from_output, nullptr, nullptr, grad_x_.streams(rows)};
   }
 
   NormGradRow row_of(int64_t row, int64_t c, Scratch& saved, Scratch& grad_out) const {
@@ -292,6 +312,9 @@ class Backward : Rows {
       parts[i] = row_of(row + i, c, saved[i], grad_out[i]);
       parts[i].grad_x = grad_x_.chunk(row + i, begin(c), grad_x[i]);
       if (a_.grad_summed) parts[i].grad_summed = grad_summed_.chunk(row + i, begin(c), size(c), grad_summed[i]);
+      int64_t next = std::min(row + i + count, rows - 1);
+      parts[i].next_grad_out = grad_out_.ahead(next, begin(c), parts[i].grad_out);
+      parts[i].next_saved = saved_.ahead(next, begin(c), parts[i].saved);
       parts[i].mean_g = totals[i].g / double(cols);
       parts[i].mean_g_xhat = totals[i].g_xhat / double(cols);
     }

@@ -36,19 +36,24 @@ Moments moments(const void* x_, int64_t n) {
   return {mean, square};
 }
 
-template <class S, bool centred>
-void apply(const NormChunk& c) {
+template <class S, bool centred, bool streaming>
+void apply_to(const NormChunk& c) {
   using T = Compute<S>;
   auto* out = static_cast<S*>(c.out);
-  auto* x = static_cast<const S*>(c.x);
+  auto *x = static_cast<const S*>(c.x), *next_x = static_cast<const S*>(c.next_x);
   auto *weight = static_cast<const T*>(c.weight), *bias = static_cast<const T*>(c.bias);
   Pack<T> mean = splat(T(c.mean)), rstd = splat(T(c.rstd));
   sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
-    if constexpr (centred)
-      at.store(out + i, (at.load(x + i) - mean) * rstd * at.load(weight + i) + at.load(bias + i));
-    else
-      at.store(out + i, at.load(x + i) * rstd * at.load(weight + i));
+    fetch<T>(next_x + i);
+    Pack<T> y = centred ? (at.load(x + i) - mean) * rstd * at.load(weight + i) : at.load(x + i) * rstd * at.load(weight + i);
+    if constexpr (centred) y += at.load(bias + i);
+    at.template put_at<streaming>(out + i, y);
   });
+}
+
+template <class S, bool centred>
+void apply(const NormChunk& c) {
+  c.streaming ? apply_to<S, centred, true>(c) : apply_to<S, centred, false>(c);
 }
 
 // A row's xhat from x, or from the output; where a weight is 0 the output says nothing about xhat, and 0 is taken.
@@ -102,22 +107,26 @@ template <class S, bool centred, bool from_output>
 struct GradRow {
   using T = Compute<S>;
   Normalised<S, centred, from_output> normalised;
-  const S *grad_out, *grad_summed;
+  const S *grad_out, *grad_summed, *next_grad_out, *next_saved;
   S* grad_x;
   Pack<T> rstd, mean_g, mean_g_xhat;
   BIGMODEL_INLINE GradRow(const NormGradChunk& c, const NormGradRow& row)
       : normalised(c, row), grad_out(static_cast<const S*>(row.grad_out)),
-        grad_summed(static_cast<const S*>(row.grad_summed)), grad_x(static_cast<S*>(row.grad_x)),
+        grad_summed(static_cast<const S*>(row.grad_summed)),
+        next_grad_out(static_cast<const S*>(row.next_grad_out)), next_saved(static_cast<const S*>(row.next_saved)),
+        grad_x(static_cast<S*>(row.grad_x)),
         rstd(splat(T(row.rstd))), mean_g(splat(T(row.mean_g))), mean_g_xhat(splat(T(row.mean_g_xhat))) {}
   // Stores grad_x, and adds this row's part of the weight gradients.
-  template <bool summed, class At>
+  template <bool summed, bool streaming, class At>
   BIGMODEL_INLINE void step(int64_t i, At at, Pack<T> weight, Pack<T>& grad_weight, Pack<T>& grad_bias) const {
+    fetch<T>(next_grad_out + i);
+    fetch<T>(next_saved + i);
     Pack<T> xhat = normalised.at(i, at), dy = at.load(grad_out + i);
     Pack<T> g = dy * weight - xhat * mean_g_xhat;
     if constexpr (centred) g -= mean_g;
     g *= rstd;
     if constexpr (summed) g += at.load(grad_summed + i);
-    at.store(grad_x + i, g);
+    at.template put_at<streaming>(grad_x + i, g);
     grad_weight += dy * xhat;
     if constexpr (centred) grad_bias += dy;
   }
@@ -133,13 +142,13 @@ void grad_apply_one(const NormGradChunk& c, const NormGradRow& only) {
     Pack<T> dw{}, db{};
     if constexpr (weighted) dw = at.load(grad_weight + i);
     if constexpr (weighted && centred) db = at.load(grad_bias + i);
-    row.template step<summed>(i, at, at.load(weight + i), dw, db);
+    row.template step<summed, false>(i, at, at.load(weight + i), dw, db);
     if constexpr (weighted) at.store(grad_weight + i, dw);
     if constexpr (weighted && centred) at.store(grad_bias + i, db);
   });
 }
 
-template <class S, bool centred, bool summed>
+template <class S, bool centred, bool summed, bool streaming>
 void grad_apply_two(const NormGradChunk& c, const NormGradRow* rows) {
   using T = Compute<S>;
   auto* weight = static_cast<const T*>(c.weight);
@@ -148,8 +157,8 @@ void grad_apply_two(const NormGradChunk& c, const NormGradRow* rows) {
   sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
     Pack<T> w = at.load(weight + i), dw = at.load(grad_weight + i), db{};
     if constexpr (centred) db = at.load(grad_bias + i);
-    first.template step<summed>(i, at, w, dw, db);
-    second.template step<summed>(i, at, w, dw, db);
+    first.template step<summed, streaming>(i, at, w, dw, db);
+    second.template step<summed, streaming>(i, at, w, dw, db);
     at.store(grad_weight + i, dw);
     if constexpr (centred) at.store(grad_bias + i, db);
   });
@@ -167,8 +176,11 @@ void grad_apply_each(const NormGradChunk& c, const NormGradRow& row) {
 
 template <class S, bool centred>
 void grad_apply(const NormGradChunk& c, const NormGradRow* rows, int count) {
-  if (count == 2 && c.grad_weight && !c.from_output)
-    return rows->grad_summed ? grad_apply_two<S, centred, true>(c, rows) : grad_apply_two<S, centred, false>(c, rows);
+  if (count == 2 && c.grad_weight && !c.from_output) {
+    if (rows->grad_summed)
+      return c.streaming ? grad_apply_two<S, centred, true, true>(c, rows) : grad_apply_two<S, centred, true, false>(c, rows);
+    return c.streaming ? grad_apply_two<S, centred, false, true>(c, rows) : grad_apply_two<S, centred, false, false>(c, rows);
+  }
   for (int i = 0; i < count; ++i)
     c.from_output ? grad_apply_each<S, centred, true>(c, rows[i]) : grad_apply_each<S, centred, false>(c, rows[i]);
 }

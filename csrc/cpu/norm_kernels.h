@@ -23,6 +23,8 @@ struct NormChunk {
   const void* bias;  // layer_norm only
   int64_t n;
   double mean, rstd;
+  const void* next_x;  // the next row's, to be fetched; or any address
+  bool streaming;      // store past the caches: out is aligned to 64 bytes
 };
 
 struct NormGradRow {
@@ -33,6 +35,7 @@ struct NormGradRow {
   void* grad_x;
   const void* grad_summed;  // or null
   double mean_g, mean_g_xhat;
+  const void *next_grad_out, *next_saved;  // of the row that comes after, to be fetched; or any address
 };
 
 struct NormGradChunk {
@@ -43,6 +46,7 @@ struct NormGradChunk {
   // Of the second kernel only.
   void* grad_weight;  // compute type, added to; or null
   void* grad_bias;    // compute type, added to; or null, and null for rms_norm
+  bool streaming;     // store past the caches: grad_x is aligned to 64 bytes
 };
 
 // Two rows at once load and store the running weight gradients once.

@@ -15,6 +15,13 @@ inline int useful_threads(int threads, int64_t elements) {
   return int(std::max<int64_t>(1, std::min<int64_t>(threads, elements / kGrainElements)));
 }
 
+// Orders stores past the caches before whatever follows; other stores need no such thing.
+inline void store_fence() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // Calls body(begin, end) on contiguous parts of [0, n). With one thread no parallel region is opened: in a forked
 // DataLoader worker libgomp's threads do not exist and a region would wait for them for ever. body must not throw.
 template <class Body>

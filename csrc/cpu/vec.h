@@ -150,12 +150,35 @@ template <class T> BIGMODEL_INLINE Pack<T> divide_or_zero(Pack<T> a, Pack<T> b) 
 template <class V, class S> BIGMODEL_INLINE V load_vector(const S* p) { V v; memcpy(&v, p, sizeof(v)); return v; }
 template <class V, class S> BIGMODEL_INLINE void store_vector(S* p, V v) { memcpy(p, &v, sizeof(v)); }
 
+// Stores past the caches to an address aligned to the vector's size; the writer calls store_fence (parallel.h) at last.
+template <class V, class S> BIGMODEL_INLINE void stream_vector(S* p, V v) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 8) _mm_stream_si64(reinterpret_cast<long long*>(p), bit_cast<long long>(v));
+  if constexpr (sizeof(V) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(p), bit_cast<__m128i>(v));
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(v));
+#endif
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_cast<__m512i>(v));
+#endif
+#else
+  store_vector(p, v);
+#endif
+}
+
+template <bool streaming, class V, class S> BIGMODEL_INLINE void put_vector(S* p, V v) {
+  if constexpr (streaming)
+    stream_vector(p, v);
+  else
+    store_vector(p, v);
+}
+
 template <class T> BIGMODEL_INLINE Pack<T> load_whole(const T* p) {
   return {load_vector<Vec<T>>(p), load_vector<Vec<T>>(p + kLanes<T>)};
 }
-template <class T> BIGMODEL_INLINE void store_whole(T* p, Pack<T> v) {
-  store_vector(p, v.lo);
-  store_vector(p + kLanes<T>, v.hi);
+template <bool streaming, class T> BIGMODEL_INLINE void put(T* p, Pack<T> v) {
+  put_vector<streaming>(p, v.lo);
+  put_vector<streaming>(p + kLanes<T>, v.hi);
 }
 
 BIGMODEL_INLINE Pack<float> load(const float* p) { return load_whole(p); }
@@ -164,37 +187,34 @@ template <class S> BIGMODEL_INLINE Pack<float> load(const S* p) {
   return {from_bits(load_vector<U16>(p), S{}), from_bits(load_vector<U16>(p + kLanes<float>), S{})};
 }
 
-BIGMODEL_INLINE void store(float* p, Pack<float> v) { store_whole(p, v); }
-BIGMODEL_INLINE void store(double* p, Pack<double> v) { store_whole(p, v); }
-
-BIGMODEL_INLINE void store(Float16* p, Pack<float> v) {
-  store_vector(p, to_bits(v.lo, Float16{}));
-  store_vector(p + kLanes<float>, to_bits(v.hi, Float16{}));
+template <bool streaming> BIGMODEL_INLINE void put(Float16* p, Pack<float> v) {
+  put_vector<streaming>(p, to_bits(v.lo, Float16{}));
+  put_vector<streaming>(p + kLanes<float>, to_bits(v.hi, Float16{}));
 }
 
 // The upper halves of all lanes, and whether any lane of two vectors is NaN.
 #if defined(__AVX512F__)
-BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+template <bool streaming> BIGMODEL_INLINE void put_upper(BFloat16* p, U32 lo, U32 hi) {
   alignas(64) static constexpr uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  store_vector(p, _mm512_permutex2var_epi16(bit_cast<__m512i>(lo), _mm512_load_si512(odd), bit_cast<__m512i>(hi)));
+  put_vector<streaming>(p, _mm512_permutex2var_epi16(bit_cast<__m512i>(lo), _mm512_load_si512(odd), bit_cast<__m512i>(hi)));
 }
 BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm512_cmp_ps_mask(v.lo, v.hi, _CMP_UNORD_Q); }
 #elif defined(__AVX2__)
-BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
+template <bool streaming> BIGMODEL_INLINE void put_upper(BFloat16* p, U32 lo, U32 hi) {
   __m256i pairs = _mm256_packus_epi32(bit_cast<__m256i>(lo >> 16), bit_cast<__m256i>(hi >> 16));
-  store_vector(p, _mm256_permute4x64_epi64(pairs, 0xd8));
+  put_vector<streaming>(p, _mm256_permute4x64_epi64(pairs, 0xd8));
 }
 BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm256_movemask_ps(_mm256_cmp_ps(v.lo, v.hi, _CMP_UNORD_Q)); }
 #elif defined(__x86_64__)
-BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
-  store_vector(p, _mm_packus_epi32(bit_cast<__m128i>(lo >> 16), bit_cast<__m128i>(hi >> 16)));
+template <bool streaming> BIGMODEL_INLINE void put_upper(BFloat16* p, U32 lo, U32 hi) {
+  put_vector<streaming>(p, _mm_packus_epi32(bit_cast<__m128i>(lo >> 16), bit_cast<__m128i>(hi >> 16)));
 }
 BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm_movemask_ps(_mm_cmpunord_ps(v.lo, v.hi)); }
 #else
-BIGMODEL_INLINE void store_upper(BFloat16* p, U32 lo, U32 hi) {
-  store_vector(p, narrow(lo >> 16));
-  store_vector(p + kLanes<float>, narrow(hi >> 16));
+template <bool streaming> BIGMODEL_INLINE void put_upper(BFloat16* p, U32 lo, U32 hi) {
+  put_vector<streaming>(p, narrow(lo >> 16));
+  put_vector<streaming>(p + kLanes<float>, narrow(hi >> 16));
 }
 BIGMODEL_INLINE bool any_nan(Pack<float> v) {
   I32 unordered = (v.lo != v.lo) | (v.hi != v.hi);
@@ -205,14 +225,14 @@ BIGMODEL_INLINE bool any_nan(Pack<float> v) {
 #endif
 
 // To nearest even. The carry of rounding would turn some NaN into infinities or zeros: those lanes are truncated, quiet.
-BIGMODEL_INLINE void store(BFloat16* p, Pack<float> v) {
+template <bool streaming> BIGMODEL_INLINE void put(BFloat16* p, Pack<float> v) {
   U32 lo = bit_cast<U32>(v.lo), hi = bit_cast<U32>(v.hi);
   U32 rounded_lo = lo + (((lo >> 16) & 1u) + 0x7fffu), rounded_hi = hi + (((hi >> 16) & 1u) + 0x7fffu);
   if (__builtin_expect(any_nan(v), 0)) {
     rounded_lo = v.lo == v.lo ? rounded_lo : lo | 0x400000u;
     rounded_hi = v.hi == v.hi ? rounded_hi : hi | 0x400000u;
   }
-  store_upper(p, rounded_lo, rounded_hi);
+  put_upper<streaming>(p, rounded_lo, rounded_hi);
 }
 
 // Sums the lanes as a balanced tree.
@@ -227,7 +247,8 @@ template <class T> BIGMODEL_INLINE T sum_lanes(Vec<T> v) {
 // How a loop body reaches memory: a whole step, or the n elements that are left at the end of a row.
 template <class T> struct Whole {
   template <class S> BIGMODEL_INLINE Pack<T> load(const S* p) const { return BIGMODEL_ISA::load(p); }
-  template <class S> BIGMODEL_INLINE void store(S* p, Pack<T> v) const { BIGMODEL_ISA::store(p, v); }
+  template <class S> BIGMODEL_INLINE void store(S* p, Pack<T> v) const { put<false>(p, v); }
+  template <bool streaming, class S> BIGMODEL_INLINE void put_at(S* p, Pack<T> v) const { put<streaming>(p, v); }
   BIGMODEL_INLINE Pack<T> keep(Pack<T> v) const { return v; }
 };
 
@@ -240,17 +261,24 @@ template <class T> struct Part {
   }
   template <class S> BIGMODEL_INLINE void store(S* p, Pack<T> v) const {
     S elements[kStep<T>];
-    BIGMODEL_ISA::store(elements, v);
+    put<false>(elements, v);
     memcpy(p, elements, n * sizeof(S));
   }
+  template <bool streaming, class S> BIGMODEL_INLINE void put_at(S* p, Pack<T> v) const { store(p, v); }
   // Zeroes what is beyond the end.
   BIGMODEL_INLINE Pack<T> keep(Pack<T> v) const {
     T elements[kStep<T>];
-    BIGMODEL_ISA::store(elements, v);
+    put<false>(elements, v);
     for (int i = n; i < kStep<T>; ++i) elements[i] = 0;
     return BIGMODEL_ISA::load(elements);
   }
 };
+
+// Asks for the part of the next row that lies where this step of this row does: the memory is idle while arithmetic runs.
+template <class T, class S> BIGMODEL_INLINE void fetch(const S* p) {
+  for (int byte = 0; byte < int(kStep<T> * sizeof(S)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
+}
 
 // Calls body(offset, access, k) over n elements, two steps at a time; k, 0 or 1, names the accumulator to add to, so
 // that four independent vector sums hide the latency of an addition.

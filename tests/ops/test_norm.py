@@ -430,6 +430,24 @@ def available_gib() -> float:
         return next(int(line.split()[1]) for line in info if line.startswith("MemAvailable")) / 2**20
 
 
+@pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_outputs_have_the_bits_of_small_ones(isa, centred, dtype):
+    """From 32 MiB on a CPU stores past its caches; whole lines, and a cut row length that falls back."""
+    for cols in (4096, 4100):
+        rows = (33 << 20) // (cols * dtype.itemsize)
+        x = torch.randn(rows, cols, dtype=dtype)
+        weight, grad = torch.randn(cols), torch.randn(rows, cols, dtype=dtype)
+        pieces = []
+        for part in (slice(0, rows), slice(0, 64), slice(rows - 64, rows)):
+            leaf = x[part].detach().requires_grad_()
+            out = our_norm(centred, leaf, (cols,), weight.requires_grad_(), None, 1e-5)
+            (gradient,) = torch.autograd.grad(out, leaf, grad[part])
+            pieces.append((out.detach(), gradient))
+        for whole, first, last in zip(*pieces, strict=True):
+            assert torch.equal(whole[:64], first) and torch.equal(whole[-64:], last)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [2**20 + 1, 3], ids=["many rows", "long rows"])
 def test_more_than_2_to_31_elements(rows):
