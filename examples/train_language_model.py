@@ -297,7 +297,10 @@ def summary_table(results: list[Result]) -> str:
     }
     head = max(map(len, rows))
     width = max(len(cell) for cells in rows.values() for cell in cells) + 2
-    return "\n".join(f"{name:<{head}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in rows.items())
+    lines = [f"{name:<{head}}" + "".join(f"{cell:>{width}}" for cell in cells) for name, cells in rows.items()]
+    lines.append(f"Shares: timers on every norm, forward and backward, in {PROFILED} further steps (median).")
+    lines.append("Peak: with what the allocator holds back, so it varies; kept for backward: the tensors alone, exact.")
+    return "\n".join(lines)
 
 
 def plot_losses(results: list[Result], path: Path) -> None:
