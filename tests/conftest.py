@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cuda_host
 import pytest
 import torch
 
@@ -25,15 +26,23 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request) -> str:
-    return request.param
+@pytest.fixture(params=["cpu", "cuda-host", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    """Where a test runs: "cuda-host" is the CUDA kernels on CPU memory, executed and checked by tests/cuda_host."""
+    if request.param == "cuda-host":
+        with cuda_host.as_cpu():
+            yield "cpu"
+    else:
+        yield request.param
 
 
 @pytest.fixture(params=_native.load().cpu.isas_usable())
 def isa(request) -> str:
     """Every instruction set that this processor has, in turn."""
     cpu = _native.load().cpu
+    if "cuda" in str(getattr(request.node, "callspec", None) and request.node.callspec.params.get("device")):
+        if request.param != cpu.isas_usable()[0]:
+            pytest.skip("the CUDA kernels know no CPU instruction sets")
     before = cpu.isa_chosen()
     cpu.choose_isa(request.param)
     yield request.param

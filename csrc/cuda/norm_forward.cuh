@@ -47,8 +47,8 @@ norm_forward(const NormForward a, const int cluster, const bool centred) {
   }
 
   if (cluster > 1) cluster_wait();
-  RowSum<C, 1> row_sum(cluster);
-  C mean = 0, total[1] = {0};
+  RowSum<C, 2> row_sum(cluster);
+  C mean = 0, total[2] = {0, 0};
   if (centred) {
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
@@ -68,9 +68,13 @@ norm_forward(const NormForward a, const int cluster, const bool centred) {
     C value[E];
     x[k].unpack(value);
 #pragma unroll
-    for (int e = 0; e < E; ++e) total[0] = fma(value[e] - mean, value[e] - mean, total[0]);
+    for (int e = 0; e < E; ++e) {
+      total[0] = fma(value[e] - mean, value[e] - mean, total[0]);
+      total[1] += value[e] - mean;
+    }
   }
   row_sum(total);
+  if (centred) mean += total[1] / C(a.cols);  // what rounding took from the first sum, if the row lies far from zero
   const C rstd = C(1) / sqrt(total[0] / C(a.cols) + C(a.eps));
   if (columns.has(0) && columns.first == 0) store_statistics<C>(a, row, mean, rstd);
 
@@ -135,28 +139,34 @@ norm_forward_any(const NormForward a, const int64_t chunks, const bool staged, c
     }
   }
 
-  RowSum<C, 1> row_sum(1);
-  const auto sum_over_row = [&](const auto& add) {
-    C total = 0;
+  RowSum<C, 2> row_sum(1);
+  const auto sum_over_row = [&](C(&total)[2], const auto& add) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      C part[1] = {0};
+      C part[2] = {0, 0};
       for (int64_t pack = chunk * kPacks; pack < (chunk + 1) * kPacks && column(pack) < cols; ++pack) {
         C value[E];
         load(value, pack, column(pack));
         const int n = count(column(pack));
 #pragma unroll
         for (int e = 0; e < E; ++e)
-          if (e < n) add(part[0], value[e]);
+          if (e < n) add(part, value[e]);
       }
       row_sum(part);
-      total += part[0];
+      total[0] += part[0];
+      total[1] += part[1];
     }
-    return total;
   };
-  C mean = 0;
-  if (centred) mean = sum_over_row([](C& sum, C value) { sum += value; }) / C(a.cols);
-  const C square = sum_over_row([&](C& sum, C value) { sum = fma(value - mean, value - mean, sum); });
-  const C rstd = C(1) / sqrt(square / C(a.cols) + C(a.eps));
+  C mean = 0, sum[2] = {0, 0}, total[2] = {0, 0};
+  if (centred) {
+    sum_over_row(sum, [](C(&part)[2], C value) { part[0] += value; });
+    mean = sum[0] / C(a.cols);
+  }
+  sum_over_row(total, [&](C(&part)[2], C value) {
+    part[0] = fma(value - mean, value - mean, part[0]);
+    part[1] += value - mean;
+  });
+  if (centred) mean += total[1] / C(a.cols);
+  const C rstd = C(1) / sqrt(total[0] / C(a.cols) + C(a.eps));
   if (threadIdx.x == 0 && cols > 0)
     x_dtype == DType::float64 ? store_statistics<double>(a, row, mean, rstd)
                               : store_statistics<float>(a, row, mean, rstd);

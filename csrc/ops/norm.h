@@ -40,7 +40,7 @@ struct NormBackward {
   void* grad_cast;          // (rows, cols) cast_dtype: the same gradient once more in another dtype, or null
   void* grad_weight;        // (cols) weight_dtype, or null when not wanted
   void* grad_bias;          // (cols) weight_dtype, or null when not wanted
-  void* partials;           // (norm_backward_blocks, 2, cols) float32 or float64; null when neither of the two is wanted
+  void* partials;           // scratch, (norm_backward_blocks, 2, cols) float32 or float64; null when neither is wanted
   const void* grad_out;     // (rows, cols) out_dtype
   const void* grad_summed;  // (rows, cols) x_dtype: the gradient that reached `summed` from elsewhere, or null
   const void* saved;        // (rows, cols) x in x_dtype, or, if from_output, `out` in out_dtype
