@@ -189,9 +189,7 @@ def test_bytes_are_those_of_the_tensors():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "mode", [norm.FORWARD, norm.BACKWARD, norm.BOTH, norm.FORWARD_KERNEL, norm.BACKWARD_KERNEL]
-)
+@pytest.mark.parametrize("mode", [norm.FORWARD, norm.BACKWARD, norm.BOTH, norm.FORWARD_KERNEL, norm.BACKWARD_KERNEL])
 @pytest.mark.parametrize("op", norm.OPS)
 def test_contenders_agree_with_float64(op, mode, dtype):
     case = norm._case("cpu", op, mode, dtype, SMALL)

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from bigmodel.compat import apex
 from bigmodel.compat.apex.contrib.layer_norm import FastLayerNorm
 from bigmodel.compat.apex.contrib.layer_norm.layer_norm import FastLayerNormFN
@@ -21,7 +23,6 @@ from bigmodel.compat.apex.normalization import (
     fused_layer_norm,
 )
 from bigmodel.compat.apex.transformer import layers
-from torch import nn
 
 ROOT = "bigmodel.compat.apex"
 ROWS, COLS, EPS = 6, 40, 1e-3

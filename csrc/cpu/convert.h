@@ -17,7 +17,10 @@ struct ConvertTable {
   Add add[kDTypes];
 };
 
-#define BIGMODEL_DECLARE(isa) namespace isa { extern const ConvertTable convert_table; }
+#define BIGMODEL_DECLARE(isa)              \
+  namespace isa {                          \
+  extern const ConvertTable convert_table; \
+  }
 BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
 #undef BIGMODEL_DECLARE
 

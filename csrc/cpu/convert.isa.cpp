@@ -9,9 +9,7 @@ template <class To, class From>
 void convert(void* to_, const void* from_, int64_t n) {
   auto* to = static_cast<To*>(to_);
   auto* from = static_cast<const From*>(from_);
-  sweep<float>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    at.store(to + i, at.load(from + i));
-  });
+  sweep<float>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) { at.store(to + i, at.load(from + i)); });
 }
 
 // Between float64 and the others; a 16-bit type goes through float, as torch's own conversion does.
@@ -43,9 +41,8 @@ template <class S>
 void add(void* sum_, const void* a_, const void* b_, int64_t n) {
   auto* sum = static_cast<S*>(sum_);
   auto *a = static_cast<const S*>(a_), *b = static_cast<const S*>(b_);
-  sweep<Compute<S>>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    at.store(sum + i, at.load(a + i) + at.load(b + i));
-  });
+  sweep<Compute<S>>(n, [=](int64_t i, auto at, int)
+                           __attribute__((always_inline)) { at.store(sum + i, at.load(a + i) + at.load(b + i)); });
 }
 
 }  // namespace

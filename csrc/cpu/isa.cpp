@@ -37,8 +37,8 @@ int index_of(const std::string& name) {
       for (size_t i = 0; i < built.size(); ++i)
         if (built[i] == name) return int(i);
     }
-  throw std::invalid_argument("BIGMODEL_ISA: '" + name + "' cannot be used on this processor; usable: " +
-                              join(isas_usable()) + ".");
+  throw std::invalid_argument("BIGMODEL_ISA: '" + name +
+                              "' cannot be used on this processor; usable: " + join(isas_usable()) + ".");
 }
 
 int first_choice() {

@@ -103,10 +103,8 @@ double stored_value(const void* values, int64_t row, DType dtype) {
 
 void store_value(void* values, int64_t row, DType dtype, double value) {
   if (!values) return;
-  if (dtype == DType::float64)
-    static_cast<double*>(values)[row] = value;
-  else
-    static_cast<float*>(values)[row] = float(value);
+  if (dtype == DType::float64) static_cast<double*>(values)[row] = value;
+  else static_cast<float*>(values)[row] = float(value);
 }
 
 // What both directions know of a row.
@@ -114,7 +112,8 @@ struct Rows {
   int64_t rows, cols, chunks;
   int threads;
   Rows(int64_t rows, int64_t cols, Exec exec)
-      : rows(rows), cols(cols), chunks((cols + kChunk - 1) / kChunk), threads(useful_threads(exec.index, rows * cols)) {}
+      : rows(rows), cols(cols), chunks((cols + kChunk - 1) / kChunk), threads(useful_threads(exec.index, rows * cols)) {
+  }
   int64_t begin(int64_t chunk) const { return chunk * kChunk; }
   int64_t size(int64_t chunk) const { return std::min(kChunk, cols - chunk * kChunk); }
   // Four units per thread keep the last one from being waited for.
@@ -124,9 +123,8 @@ struct Rows {
 class Forward : Rows {
  public:
   Forward(const NormForward& a, Exec exec, bool centred)
-      : Rows(a.rows, a.cols, exec), a_(a), centred_(centred),
-        x_dtype_(a.residual ? a.summed_dtype : a.input_dtype), compute_(compute_dtype(x_dtype_)),
-        dtype_(a.out_dtype == x_dtype_ ? x_dtype_ : compute_),
+      : Rows(a.rows, a.cols, exec), a_(a), centred_(centred), x_dtype_(a.residual ? a.summed_dtype : a.input_dtype),
+        compute_(compute_dtype(x_dtype_)), dtype_(a.out_dtype == x_dtype_ ? x_dtype_ : compute_),
         kernels_(centred ? norm_table().layer[int(dtype_)] : norm_table().rms[int(dtype_)]),
         x_{a.residual ? a.summed : a.input, a.residual ? a.cols : a.input_stride, x_dtype_, dtype_},
         out_{a.out, a.cols, a.out_dtype, dtype_}, streaming_(out_.streams(a.rows)),
@@ -184,7 +182,8 @@ class Forward : Rows {
     void* to = summed.chunk(row, begin(c), sum);
     convert_table().add[int(dtype)](
         to, Source{a_.input, a_.input_stride, a_.input_dtype, dtype}.chunk(row, begin(c), size(c), left),
-        Source{a_.residual, a_.residual_stride, a_.residual_dtype, dtype}.chunk(row, begin(c), size(c), right), size(c));
+        Source{a_.residual, a_.residual_stride, a_.residual_dtype, dtype}.chunk(row, begin(c), size(c), right),
+        size(c));
     summed.commit(row, begin(c), size(c), to);
   }
 
@@ -222,8 +221,7 @@ class Backward : Rows {
       : Rows(a.rows, a.cols, exec), a_(a), centred_(centred), compute_(compute_dtype(a.x_dtype)),
         dtype_(a.out_dtype == a.x_dtype ? a.x_dtype : compute_),
         kernels_(centred ? norm_table().layer[int(dtype_)] : norm_table().rms[int(dtype_)]),
-        blocks_(row_blocks(a.rows)),
-        saved_{a.saved, a.saved_stride, a.from_output ? a.out_dtype : a.x_dtype, dtype_},
+        blocks_(row_blocks(a.rows)), saved_{a.saved, a.saved_stride, a.from_output ? a.out_dtype : a.x_dtype, dtype_},
         grad_out_{a.grad_out, a.grad_out_stride, a.out_dtype, dtype_},
         grad_summed_{a.grad_summed, a.grad_summed_stride, a.x_dtype, dtype_},
         grad_x_{a.grad_x, a.cols, a.x_dtype, dtype_}, grad_cast_{a.grad_cast, a.cols, a.cast_dtype, dtype_},
@@ -287,8 +285,13 @@ class Backward : Rows {
   }
 
   NormGradChunk chunk(int64_t c) const {
-    return {weight_.chunk(begin(c)), centred_ && a_.from_output ? bias_.chunk(begin(c)) : nullptr, size(c),
-            a_.from_output, nullptr, nullptr, grad_x_.streams(rows)};
+    return {weight_.chunk(begin(c)),
+            centred_ && a_.from_output ? bias_.chunk(begin(c)) : nullptr,
+            size(c),
+            a_.from_output,
+            nullptr,
+            nullptr,
+            grad_x_.streams(rows)};
   }
 
   NormGradRow row_of(int64_t row, int64_t c, Scratch& saved, Scratch& grad_out) const {

@@ -45,7 +45,8 @@ void apply_to(const NormChunk& c) {
   Pack<T> mean = splat(T(c.mean)), rstd = splat(T(c.rstd));
   sweep<T>(c.n, BIGMODEL_BODY(int64_t i, auto at, int) {
     fetch<T>(next_x + i);
-    Pack<T> y = centred ? (at.load(x + i) - mean) * rstd * at.load(weight + i) : at.load(x + i) * rstd * at.load(weight + i);
+    Pack<T> y =
+        centred ? (at.load(x + i) - mean) * rstd * at.load(weight + i) : at.load(x + i) * rstd * at.load(weight + i);
     if constexpr (centred) y += at.load(bias + i);
     at.template put_at<streaming>(out + i, y);
   });
@@ -112,9 +113,8 @@ struct GradRow {
   Pack<T> rstd, mean_g, mean_g_xhat;
   BIGMODEL_INLINE GradRow(const NormGradChunk& c, const NormGradRow& row)
       : normalised(c, row), grad_out(static_cast<const S*>(row.grad_out)),
-        grad_summed(static_cast<const S*>(row.grad_summed)),
-        next_grad_out(static_cast<const S*>(row.next_grad_out)), next_saved(static_cast<const S*>(row.next_saved)),
-        grad_x(static_cast<S*>(row.grad_x)),
+        grad_summed(static_cast<const S*>(row.grad_summed)), next_grad_out(static_cast<const S*>(row.next_grad_out)),
+        next_saved(static_cast<const S*>(row.next_saved)), grad_x(static_cast<S*>(row.grad_x)),
         rstd(splat(T(row.rstd))), mean_g(splat(T(row.mean_g))), mean_g_xhat(splat(T(row.mean_g_xhat))) {}
   // Stores grad_x, and adds this row's part of the weight gradients.
   template <bool summed, bool streaming, class At>
@@ -178,8 +178,10 @@ template <class S, bool centred>
 void grad_apply(const NormGradChunk& c, const NormGradRow* rows, int count) {
   if (count == 2 && c.grad_weight && !c.from_output) {
     if (rows->grad_summed)
-      return c.streaming ? grad_apply_two<S, centred, true, true>(c, rows) : grad_apply_two<S, centred, true, false>(c, rows);
-    return c.streaming ? grad_apply_two<S, centred, false, true>(c, rows) : grad_apply_two<S, centred, false, false>(c, rows);
+      return c.streaming ? grad_apply_two<S, centred, true, true>(c, rows)
+                         : grad_apply_two<S, centred, true, false>(c, rows);
+    return c.streaming ? grad_apply_two<S, centred, false, true>(c, rows)
+                       : grad_apply_two<S, centred, false, false>(c, rows);
   }
   for (int i = 0; i < count; ++i)
     c.from_output ? grad_apply_each<S, centred, true>(c, rows[i]) : grad_apply_each<S, centred, false>(c, rows[i]);

@@ -69,7 +69,10 @@ struct NormTable {
   NormKernels rms[kDTypes];
 };
 
-#define BIGMODEL_DECLARE(isa) namespace isa { extern const NormTable norm_table; }
+#define BIGMODEL_DECLARE(isa)        \
+  namespace isa {                    \
+  extern const NormTable norm_table; \
+  }
 BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
 #undef BIGMODEL_DECLARE
 

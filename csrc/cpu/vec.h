@@ -130,9 +130,11 @@ BIGMODEL_INLINE U16 to_bits(F32 value, Float16) {
 template <class T> struct Pack { Vec<T> lo, hi; };
 template <class T> constexpr int kStep = 2 * kLanes<T>;
 
-#define BIGMODEL_OPERATOR(op)                                                                                     \
-  template <class T> BIGMODEL_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) { return {a.lo op b.lo, a.hi op b.hi}; } \
-  template <class T> BIGMODEL_INLINE void operator op##=(Pack<T>& a, Pack<T> b) { a = a op b; }
+#define BIGMODEL_OPERATOR(op)                                                    \
+  template <class T> BIGMODEL_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) { \
+    return {a.lo op b.lo, a.hi op b.hi};                                         \
+  }                                                                              \
+  template <class T> BIGMODEL_INLINE void operator op## = (Pack<T> & a, Pack<T> b) { a = a op b; }
 BIGMODEL_OPERATOR(+)
 BIGMODEL_OPERATOR(-)
 BIGMODEL_OPERATOR(*)
@@ -147,7 +149,11 @@ template <class T> BIGMODEL_INLINE Pack<T> divide_or_zero(Pack<T> a, Pack<T> b) 
 }
 
 // Vector by vector: a memcpy of the whole struct goes through the stack.
-template <class V, class S> BIGMODEL_INLINE V load_vector(const S* p) { V v; memcpy(&v, p, sizeof(v)); return v; }
+template <class V, class S> BIGMODEL_INLINE V load_vector(const S* p) {
+  V v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
 template <class V, class S> BIGMODEL_INLINE void store_vector(S* p, V v) { memcpy(p, &v, sizeof(v)); }
 
 // Stores past the caches to an address aligned to the vector's size; the writer calls store_fence (parallel.h) at last.
@@ -167,10 +173,8 @@ template <class V, class S> BIGMODEL_INLINE void stream_vector(S* p, V v) {
 }
 
 template <bool streaming, class V, class S> BIGMODEL_INLINE void put_vector(S* p, V v) {
-  if constexpr (streaming)
-    stream_vector(p, v);
-  else
-    store_vector(p, v);
+  if constexpr (streaming) stream_vector(p, v);
+  else store_vector(p, v);
 }
 
 template <class T> BIGMODEL_INLINE Pack<T> load_whole(const T* p) {
@@ -197,7 +201,8 @@ template <bool streaming> BIGMODEL_INLINE void put(Float16* p, Pack<float> v) {
 template <bool streaming> BIGMODEL_INLINE void put_upper(BFloat16* p, U32 lo, U32 hi) {
   alignas(64) static constexpr uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
-  put_vector<streaming>(p, _mm512_permutex2var_epi16(bit_cast<__m512i>(lo), _mm512_load_si512(odd), bit_cast<__m512i>(hi)));
+  put_vector<streaming>(
+      p, _mm512_permutex2var_epi16(bit_cast<__m512i>(lo), _mm512_load_si512(odd), bit_cast<__m512i>(hi)));
 }
 BIGMODEL_INLINE bool any_nan(Pack<float> v) { return _mm512_cmp_ps_mask(v.lo, v.hi, _CMP_UNORD_Q); }
 #elif defined(__AVX2__)
@@ -224,7 +229,8 @@ BIGMODEL_INLINE bool any_nan(Pack<float> v) {
 }
 #endif
 
-// To nearest even. The carry of rounding would turn some NaN into infinities or zeros: those lanes are truncated, quiet.
+// To nearest even. The carry of rounding would turn some NaN into infinities or zeros: those lanes are truncated,
+// quiet.
 template <bool streaming> BIGMODEL_INLINE void put(BFloat16* p, Pack<float> v) {
   U32 lo = bit_cast<U32>(v.lo), hi = bit_cast<U32>(v.hi);
   U32 rounded_lo = lo + (((lo >> 16) & 1u) + 0x7fffu), rounded_hi = hi + (((hi >> 16) & 1u) + 0x7fffu);
@@ -274,7 +280,8 @@ template <class T> struct Part {
   }
 };
 
-// Asks for the part of the next row that lies where this step of this row does: the memory is idle while arithmetic runs.
+// Asks for the part of the next row that lies where this step of this row does: the memory is idle while arithmetic
+// runs.
 template <class T, class S> BIGMODEL_INLINE void fetch(const S* p) {
   for (int byte = 0; byte < int(kStep<T> * sizeof(S)); byte += 64)
     __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
@@ -305,8 +312,8 @@ template <class T> struct Accumulator {
   }
 };
 
-// No lane adds more than 64 terms in T: longer sums go on in double, so that a narrow vector rounds no worse than a wide
-// one. body(begin, n) is called on pieces of at most this many elements.
+// No lane adds more than 64 terms in T: longer sums go on in double, so that a narrow vector rounds no worse than a
+// wide one. body(begin, n) is called on pieces of at most this many elements.
 template <class T> constexpr int64_t kPiece = 64 * 2 * kStep<T>;
 
 template <class T, class Body>

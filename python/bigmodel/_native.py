@@ -30,10 +30,14 @@ def load() -> ModuleType:
     """Returns the compiled module; ImportError in one sentence if it or an OpenMP runtime is missing."""
     runtimes = openmp_runtimes()
     if not runtimes:
-        raise ImportError("bigmodel: this torch has loaded no OpenMP runtime (libgomp, libomp or libiomp5), which its kernels need.")
+        raise ImportError(
+            "bigmodel: this torch has loaded no OpenMP runtime (libgomp, libomp or libiomp5), which its kernels need."
+        )
     ctypes.CDLL(runtimes[0], mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL | os.RTLD_NOW)
     try:
         from bigmodel import _C
     except ModuleNotFoundError as error:
-        raise ImportError("bigmodel: the compiled module is missing; install the package with `pip install .`.") from error
+        raise ImportError(
+            "bigmodel: the compiled module is missing; install the package with `pip install .`."
+        ) from error
     return _C

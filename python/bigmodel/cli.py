@@ -61,9 +61,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             raise ValueError(f"the folder of {path} does not exist.")
     if arguments.plot is not None:
         plot.require_matplotlib()
-    report = run.run(
-        arguments.group, device=arguments.device, quick=arguments.quick, sweep=arguments.plot is not None
-    )
+    report = run.run(arguments.group, device=arguments.device, quick=arguments.quick, sweep=arguments.plot is not None)
     if arguments.json is not None:
         arguments.json.write_text(report.to_json())
     print(report.to_markdown(), end="")

@@ -115,8 +115,11 @@ def render(facts: dict) -> str:
         ("torch", facts["torch"]),
         ("python", facts["python"]),
         ("cpu", f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads"),
-        ("instruction sets", f"built {' '.join(native['isas_built'])}; usable {' '.join(native['isas_usable'])}; "
-                             f"chosen {native['isa_chosen']}"),
+        (
+            "instruction sets",
+            f"built {' '.join(native['isas_built'])}; usable {' '.join(native['isas_usable'])}; "
+            f"chosen {native['isa_chosen']}",
+        ),
         ("OpenMP", ", ".join(facts["openmp"]) or "none"),
         ("huge pages", facts["transparent_hugepage"] or "not offered by this kernel"),
         ("CUDA", cuda["status"]),

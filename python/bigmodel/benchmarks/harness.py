@@ -277,9 +277,7 @@ def measure(case: Case, timer: Timer, effort: Effort) -> Measurement:
     return Measurement(case.name, case.op, case.mode, dtype, case.shape, case.bytes, case.sweep, times, notes)
 
 
-def disagreement(
-    got: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor], tolerance: float
-) -> str | None:
+def disagreement(got: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor], tolerance: float) -> str | None:
     """What separates `got` from the float64 tensors `expected`, or None where each is within the tolerance."""
     for index, (tensor, reference) in enumerate(zip(got, expected, strict=True)):
         if tensor is None or tensor.shape != reference.shape:
