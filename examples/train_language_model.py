@@ -65,12 +65,12 @@ class Setting:
 
 
 def default_settings(device: str, seed: int, steps: int | None) -> list[Setting]:
-    """What `make demo` trains: on two CPU cores about four minutes in all; on a GPU larger models, in bfloat16."""
+    """What `make demo` trains: on two CPU cores about three minutes in all; on a GPU larger models, in bfloat16."""
     if device == "cuda":
         large = {"hidden": 1024, "layers": 12, "heads": 16, "batch": 4, "length": 1024, "learning_rate": 3e-4}
         return [Setting(family, "bfloat16", device, steps or 200, seed, **large) for family in ("llama", "gpt2")]
     return [
-        Setting(family, dtype, device, steps or 60, seed)
+        Setting(family, dtype, device, steps or 50, seed)
         for family in ("llama", "gpt2")
         for dtype in ("float32", "bfloat16")
     ]
@@ -336,7 +336,7 @@ def plot_losses(results: list[Result], path: Path) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train small language models, stock and fused, side by side.")
     parser.add_argument("--data", metavar="FILE", help="text to train on (default: the Python standard library)")
-    parser.add_argument("--steps", type=int, metavar="N", help="steps per run (default: 60; 200 on a GPU)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps per run (default: 50; 200 on a GPU)")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="default: demo-output")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: 0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where a GPU is seen")
