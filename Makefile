@@ -20,7 +20,7 @@ NVCC := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl nv
 TOOLKIT := $(if $(filter-out OFF,$(BIGMODEL_CUDA)),$(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC)))
 
 SOURCES := $(shell find csrc cmake python -type f -not -path '*/__pycache__/*') CMakeLists.txt README.md LICENSE
-CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc tests/cuda_host -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 BUILD := --quiet --no-build-isolation --config-settings=cmake.define.BIGMODEL_CUDA=$(BIGMODEL_CUDA)
 START := $(shell date +%s)
@@ -29,9 +29,15 @@ START := $(shell date +%s)
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(VENV)/installed: constraints.txt pyproject.toml $(SOURCES)
+# Holds the option of the last set-up, so that one made with another is not taken for it.
+.PHONY: option
+$(VENV)/option: option
+	@mkdir -p $(VENV)
+	@echo 'BIGMODEL_CUDA=$(BIGMODEL_CUDA)' | cmp -s - $@ || echo 'BIGMODEL_CUDA=$(BIGMODEL_CUDA)' > $@
+
+$(VENV)/installed: constraints.txt pyproject.toml $(VENV)/option $(SOURCES)
 	@echo "Setting up $(VENV): the first time takes some minutes, most of them for torch."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(PIP) install --quiet --constraint constraints.txt $(BUILD_TOOLS) $(TOOLKIT)
 	$(PIP) install $(BUILD) --constraint constraints.txt '.[test]'
 	touch $@
@@ -45,7 +51,8 @@ demo: setup  ## train a Llama and a GPT-2 on real text, stock and fused side by 
 	$(BIN)/python examples/train_language_model.py $(ARGS)
 
 .PHONY: test
-test: setup  ## run every test
+test: setup  ## run every test; those of the CUDA sources need nvcc, and no GPU
+	$(if $(CUDACXX)$(shell command -v nvcc),,$(PIP) install --quiet --constraint constraints.txt $(NVCC))
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: bench

@@ -1,6 +1,7 @@
 #include "isa.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -12,12 +13,17 @@ namespace {
 bool has(const std::string& isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if __GNUC__ >= 12
+  bool v2 = __builtin_cpu_supports("x86-64-v2"), v3 = __builtin_cpu_supports("x86-64-v3"),
+       v4 = __builtin_cpu_supports("x86-64-v4");
+#else
   bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
-  bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-            __builtin_cpu_supports("f16c");
+  bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+            __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt");
   bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl");
+#endif
   return (isa == "v2" && v2) || (isa == "v3" && v3) || (isa == "v4" && v4);
 #else
   return isa == "neon";
@@ -80,6 +86,16 @@ void advise_huge_pages(void* address, int64_t bytes) {
   uintptr_t begin = (reinterpret_cast<uintptr_t>(address) + huge - 1) & ~(huge - 1);
   uintptr_t end = (reinterpret_cast<uintptr_t>(address) + uintptr_t(bytes)) & ~(huge - 1);
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+bool resident(const void* address, int64_t bytes) {
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), first = reinterpret_cast<uintptr_t>(address);
+  for (int64_t offset : {int64_t(0), bytes / 2, bytes - 1}) {
+    unsigned char present = 0;
+    void* begin = reinterpret_cast<void*>((first + uintptr_t(offset)) & ~(page - 1));
+    if (mincore(begin, page, &present) != 0 || !(present & 1)) return false;
+  }
+  return true;
 }
 
 }  // namespace bigmodel::cpu

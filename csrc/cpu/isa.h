@@ -25,4 +25,8 @@ int isa_index();
 // Asks the kernel to back the aligned inside of a fresh buffer with huge pages before its first touch.
 void advise_huge_pages(void* address, int64_t bytes);
 
+// Whether a buffer's memory is there already, judged by its first, middle and last page; else its first touch will make
+// the kernel zero it.
+bool resident(const void* address, int64_t bytes);
+
 }  // namespace bigmodel::cpu

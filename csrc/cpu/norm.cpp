@@ -24,8 +24,9 @@ struct alignas(64) Scratch { char bytes[kChunk * sizeof(double)]; };
 
 DType compute_dtype(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
-// An output of at least this size is stored past the caches, which it would only flush: no line is read before it is
-// overwritten. Measured at 134 MB, forward and backward moved 1.4 and 1.6 times the bytes per second so.
+// An output of at least this size whose memory is there already is stored past the caches: no line is read before it is
+// overwritten. A fresh one has just been zeroed by the kernel, in the caches, and storing past them takes longer
+// (docs/decisions.md has the figures of both).
 constexpr int64_t kStreamingBytes = int64_t(32) << 20;
 
 // A matrix read, or written, as another dtype than the one it is stored in.
@@ -59,7 +60,7 @@ struct Sink {
   bool streams(int64_t rows) const {
     int64_t row_bytes = stride * size_of(stored);
     return stored == given && rows * row_bytes >= kStreamingBytes && row_bytes % 64 == 0 &&
-           reinterpret_cast<uintptr_t>(base) % 64 == 0;
+           reinterpret_cast<uintptr_t>(base) % 64 == 0 && resident(base, rows * row_bytes);
   }
   void commit(int64_t row, int64_t begin, int64_t n, const void* values) const {
     if (values != address(row, begin)) convert_table().convert[int(stored)][int(given)](address(row, begin), values, n);
@@ -225,6 +226,7 @@ class Backward : Rows {
         grad_out_{a.grad_out, a.grad_out_stride, a.out_dtype, dtype_},
         grad_summed_{a.grad_summed, a.grad_summed_stride, a.x_dtype, dtype_},
         grad_x_{a.grad_x, a.cols, a.x_dtype, dtype_}, grad_cast_{a.grad_cast, a.cols, a.cast_dtype, dtype_},
+        streaming_(!a.grad_cast && grad_x_.streams(a.rows)),
         weight_(a.weight, a.weight_dtype, compute_, a.weight_offset, 1, a.cols, threads),
         bias_(a.bias, a.weight_dtype, compute_, 0, 0, centred && a.from_output ? a.cols : 0, threads) {
     if (a.grad_weight || a.grad_bias) partials_.reset(new char[blocks_ * 2 * cols * size_of(compute_)]);
@@ -291,7 +293,7 @@ class Backward : Rows {
             a_.from_output,
             nullptr,
             nullptr,
-            grad_x_.streams(rows)};
+            streaming_};
   }
 
   NormGradRow row_of(int64_t row, int64_t c, Scratch& saved, Scratch& grad_out) const {
@@ -360,6 +362,7 @@ class Backward : Rows {
   int64_t blocks_;
   Source saved_, grad_out_, grad_summed_;
   Sink grad_x_, grad_cast_;
+  bool streaming_;
   Affine weight_, bias_;
   std::unique_ptr<char[]> partials_;  // (blocks, 2, cols)
 };

@@ -8,20 +8,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
+from bigmodel import _native
 from bigmodel._native import DTYPE_CODES
 
 SUPPORTED = "float32, bfloat16, float16 or float64"
 
 
 def tensor(op: str, argument: str, value: Any) -> None:
-    """A floating-point tensor of a supported dtype on a supported device."""
+    """A dense floating-point tensor of a supported dtype on a supported device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {argument} must be a torch.Tensor, got {type(value).__name__}.")
     if value.dtype not in DTYPE_CODES:
         raise TypeError(f"{op}: {argument} has dtype {value.dtype}; supported are {SUPPORTED}.")
-    if not (value.is_cpu or value.is_cuda or value.is_meta):
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{op}: {argument} must be a dense torch.strided tensor, got a nested one or {value.layout}.")
+    if not value.is_cpu:
+        _device(op, argument, value)
+
+
+def _device(op: str, argument: str, value: Tensor) -> None:
+    if not (value.is_cuda or value.is_meta):
         raise ValueError(f"{op}: {argument} is on device '{value.device}'; supported are cpu and cuda.")
+    native = _native.load()
+    if value.is_cuda and not hasattr(native, "cuda") and not is_fake(value):
+        raise ValueError(f"{op}: {argument} is on device '{value.device}', but CUDA was {native.cuda_status}.")
 
 
 def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str, device: torch.device) -> None:
@@ -34,14 +46,16 @@ def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str,
 
 
 def shape(op: str, value: Any) -> tuple[int, ...]:
-    """normalized_shape as a tuple."""
+    """normalized_shape as a tuple: of a sequence, or of one size, numpy's integers and symbolic ones included."""
     if isinstance(value, (tuple, list)):
         return tuple(value)
+    if hasattr(value, "__index__") and not isinstance(value, (bool, Tensor)):
+        return (value,)
     raise TypeError(f"{op}: normalized_shape must be an int or a sequence of ints, got {value!r}.")
 
 
 def dtype(op: str, argument: str, value: Any) -> None:
-    if value not in DTYPE_CODES:
+    if not isinstance(value, torch.dtype) or value not in DTYPE_CODES:
         raise TypeError(f"{op}: {argument} is {value!r}; supported are {SUPPORTED}.")
 
 

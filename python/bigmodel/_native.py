@@ -20,7 +20,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 def openmp_runtimes() -> list[str]:
     """Paths of the OpenMP runtimes mapped into this process, torch's own first."""
     with open("/proc/self/maps") as maps:
-        paths = re.findall(r"(/\S*/lib(?:g|i)?omp5?[^/\s]*\.so[^/\s]*)$", maps.read(), flags=re.MULTILINE)
+        paths = re.findall(r"^(?:\S+ +){5}(/.*/lib(?:g|i)?omp5?[^/]*\.so[^/]*)$", maps.read(), flags=re.MULTILINE)
     home = os.path.dirname(os.path.dirname(torch.__file__))
     return sorted(dict.fromkeys(paths), key=lambda path: not path.startswith(os.path.join(home, "torch")))
 
@@ -33,7 +33,10 @@ def load() -> ModuleType:
         raise ImportError(
             "bigmodel: this torch has loaded no OpenMP runtime (libgomp, libomp or libiomp5), which its kernels need."
         )
-    ctypes.CDLL(runtimes[0], mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL | os.RTLD_NOW)
+    try:
+        ctypes.CDLL(runtimes[0], mode=os.RTLD_NOLOAD | os.RTLD_GLOBAL | os.RTLD_NOW)
+    except OSError as error:
+        raise ImportError(f"bigmodel: the OpenMP runtime that torch has loaded cannot be shared: {error}.") from error
     try:
         from bigmodel import _C
     except ModuleNotFoundError as error:

@@ -25,32 +25,33 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.maybe_current_level
 _tracing_state = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
+_forward_ad = torch.autograd.forward_ad
 
 
 def direct(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a call on these tensors may skip torch's dispatcher: all plain, on one real device, nothing watching."""
-    if _is_compiling() or _dispatch_modes() or _functorch_level() is not None or _tracing_state() is not None:
+    if _is_compiling() or _dispatch_modes() or _tracing_state() is not None or transforming():
         return False
     for tensor in tensors:
         if tensor is not None:
             kind = type(tensor)
-            if (kind is not Tensor and kind is not Parameter) or not (tensor.is_cpu or tensor.is_cuda):
+            if (
+                (kind is not Tensor and kind is not Parameter)
+                or not (tensor.is_cpu or tensor.is_cuda)
+                or tensor.is_neg()
+            ):
                 return False
     return True
 
 
 def transforming() -> bool:
-    """Whether one of torch.func's transforms is active: autograd formulas of registered ops do not work inside them."""
-    return not _is_compiling() and _functorch_level() is not None
+    """Whether a transform of torch.func or forward-mode AD is active: registered autograd formulas know neither."""
+    return _functorch_level() is not None or _forward_ad._current_level >= 0
 
 
 def native(tensor: Tensor) -> Any:
-    """The table of native functions for the tensor's device."""
-    if tensor.is_cpu:
-        return _C.cpu
-    if not hasattr(_C, "cuda"):
-        raise ValueError(f"bigmodel: a tensor is on {tensor.device}, but CUDA was {_C.cuda_status}.")
-    return _C.cuda
+    """The table of native functions for the tensor's device, which `_check.tensor` has accepted."""
+    return _C.cpu if tensor.is_cpu else _C.cuda
 
 
 def place(tensor: Tensor) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import Module, Parameter
 
-from bigmodel import _registry, ops
+from bigmodel import _check, ops
 from bigmodel._native import DTYPE_CODES
 from bigmodel._probe import NotRecognised, Recogniser, Rule, is_eps, normalized_shape
 
@@ -233,9 +233,9 @@ def _check_parameter(name: str, parameter: Parameter) -> None:
     if not (parameter.is_cpu or parameter.is_cuda):
         raise NotRecognised(f"its {name} is on device '{parameter.device}'")
     try:
-        _registry.native(parameter)
-    except RuntimeError as error:
-        raise NotRecognised(f"its {name} is on '{parameter.device}': {error}") from None
+        _check.tensor("convert", f"its {name}", parameter)
+    except (TypeError, ValueError) as error:
+        raise NotRecognised(str(error)) from None
 
 
 # --- public functions -------------------------------------------------------------------------------------------------

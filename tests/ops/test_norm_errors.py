@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import bigmodel
-from bigmodel import _registry
+from bigmodel import _check, _native
 
 X, W = torch.randn(4, 8), torch.randn(8)
 
@@ -104,6 +105,11 @@ CASES = {
         ValueError,
         "add_rms_norm: residual has shape (8,), but input is (4, 8)",
     ),
+    "sparse input": (
+        lambda: bigmodel.rms_norm(X.to_sparse(), 8),
+        TypeError,
+        "input must be a dense torch.strided tensor",
+    ),
     "no residual": (
         lambda: bigmodel.add_layer_norm(X, None, 8),
         TypeError,
@@ -129,18 +135,15 @@ def test_one_sentence_names_the_op_and_the_argument(case):
     assert message.endswith(".") and "\n" not in message
 
 
+@pytest.mark.skipif(hasattr(_native.load(), "cuda"), reason="CUDA was built")
 def test_cuda_tensor_where_cuda_was_not_built(monkeypatch):
-    """Through a stand-in for the tensor, since without CUDA there is no real one."""
-
-    class Elsewhere:
-        is_cpu, is_cuda, device = False, True, "cuda:0"
-
-    class WithoutCuda:
-        cuda_status = "not built: BIGMODEL_CUDA=OFF"
-
-    monkeypatch.setattr(_registry, "_C", WithoutCuda)
-    with pytest.raises(ValueError, match="on cuda:0, but CUDA was not built: BIGMODEL_CUDA=OFF"):
-        _registry.native(Elsewhere())
+    """With a fake tensor taken for a real one, since without CUDA there is no real one."""
+    with FakeTensorMode():
+        x = torch.empty(4, 8, device="cuda")
+    assert bigmodel.rms_norm(x, 8).is_cuda, "tracing for CUDA needs none"
+    monkeypatch.setattr(_check, "is_fake", lambda tensor: False)
+    with pytest.raises(ValueError, match="^rms_norm: input is on device 'cuda:0', but CUDA was not built"):
+        bigmodel.rms_norm(x, 8)
 
 
 def test_unknown_instruction_set_is_refused_by_name():
@@ -152,8 +155,6 @@ def test_unknown_instruction_set_is_refused_by_name():
 
 
 def test_forced_instruction_set_is_used():
-    from bigmodel import _native
-
     for isa in _native.load().cpu.isas_usable():
         code = "from bigmodel import _native; print(_native.load().cpu.isa_chosen())"
         run = subprocess.run(

@@ -10,6 +10,8 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -77,6 +79,63 @@ def test_gradcheck_of_the_options(device, memory_efficient):
     options = {"weight_offset": 1.0, "memory_efficient": memory_efficient}
     assert torch.autograd.gradcheck(lambda x, w: bigmodel.rms_norm(x, 5, w, EPS, **options), (x, w))
     assert torch.autograd.gradcheck(lambda *a: bigmodel.layer_norm(a[0], 5, *a[1:], EPS, **options), (x, w, b))
+
+
+@pytest.mark.parametrize("way", ["shared norm", "weight is bias", "x depends on the weight", "residual"])
+def test_gradients_with_a_graph_of_shared_arguments(device, way):
+    """create_graph=True must not count a path through an argument twice."""
+    x, w, b = arguments(device, torch.float64)
+
+    def loss(functions):
+        if way == "shared norm":
+            out = functions["layer"](functions["layer"](x, w, b), w, b)
+        elif way == "weight is bias":
+            out = functions["layer"](x, w, w)
+        elif way == "x depends on the weight":
+            out = functions["rms"](x * w, w, b)
+        else:
+            out = functions["add_layer"](x * w, w, b)
+        return out.cos().sum()
+
+    ours = torch.autograd.grad(loss(FUNCTIONS), (x, w), create_graph=True)
+    stock = torch.autograd.grad(loss(STOCK), (x, w), create_graph=True)
+    assert_close(ours, stock)
+    penalty, expected = (sum(grad.square().sum() for grad in grads) for grads in (ours, stock))
+    assert_close(torch.autograd.grad(penalty, (x, w)), torch.autograd.grad(expected, (x, w)))
+
+
+def test_forward_mode(device, name):
+    x, w, b = arguments(device, torch.float64, 3, 5)
+    assert torch.autograd.gradcheck(FUNCTIONS[name], (x, w, b), check_forward_ad=True, check_backward_ad=False)
+
+
+def test_batched_gradients(device, name):
+    x, w, b = arguments(device, rows=2, cols=5)
+    jacobian = torch.autograd.functional.jacobian
+    ours = jacobian(FUNCTIONS[name], (x, w, b), vectorize=True)
+    assert_close(ours, jacobian(STOCK[name], (x, w, b), vectorize=True))
+
+
+def test_hooks_that_unpack_other_strides(device):
+    x, w, b = arguments(device)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach(), lambda t: t.t().contiguous().t()):
+        out = FUNCTIONS["layer"](x, w, b)
+    out.square().sum().backward()
+    ours, x.grad = x.grad, None
+    STOCK["layer"](x, w, b).square().sum().backward()
+    assert_close(ours, x.grad)
+
+
+def test_the_sum_needs_a_gradient_only_as_stocks_does(device):
+    x, w, _ = arguments(device)
+    assert not bigmodel.add_rms_norm(x.detach(), x.detach(), 24, w)[1].requires_grad
+    assert bigmodel.add_rms_norm(x.detach(), x.detach(), 24, w)[0].requires_grad
+    assert bigmodel.add_rms_norm(x, x.detach(), 24, w)[1].requires_grad
+
+
+def test_negated_views(device):
+    x, w, _ = arguments(device, grad=False)
+    assert_close(bigmodel.rms_norm(torch._neg_view(x), 24, w), bigmodel.rms_norm(-x, 24, w))
 
 
 def test_second_derivative_of_memory_efficient_is_refused():
@@ -157,20 +216,27 @@ def test_opcheck(device, centred, residual, memory_efficient, dtype):
     )  # fmt: skip
 
 
-def test_compile_fullgraph_forward_and_backward(device, name, native_calls):
+def test_compile_fullgraph_forward_and_backward(device, name):
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(str(graph.graph))
+        return make_boxed_func(graph.forward)
+
     def block(x, w, b):
         return FUNCTIONS[name](torch.sin(x), w, b).square()
 
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(block, fullgraph=True, backend=aot_autograd(fw_compiler=keep))
     x, w, b = arguments(device)
     compiled(x, w, b).sum().backward()
+    forward, backward = graphs
+    assert "norm_forward" in forward and "norm_backward" in backward, "the compiled graph must hold the ops"
     grads = [t.grad for t in (x, w, b)]
     x.grad = w.grad = b.grad = None
     block(x, w, b).sum().backward()
     assert_close(grads, [t.grad for t in (x, w, b)])
     with torch.no_grad():
         assert_close(compiled(x, w, b), block(x, w, b))
-    assert device != "cpu" or native_calls
 
 
 def test_compile_with_inductor_and_dynamic_shapes(device):
@@ -183,6 +249,25 @@ def test_compile_with_inductor_and_dynamic_shapes(device):
         expected = F.rms_norm(torch.sin(x), (24,), w, EPS) * 2
         expected.sum().backward()
         assert_close(out, expected), assert_close(grad, x.grad)
+
+
+def test_compiled_functional_gradients():
+    x, w, b = arguments(grad=False)
+    gradient = torch.func.grad(lambda *a: FUNCTIONS["layer"](*a).square().sum(), (0, 1))
+    assert_close(torch.compile(gradient, fullgraph=True, backend="aot_eager")(x, w, b), gradient(x, w, b))
+
+
+def test_symbolic_shapes():
+    graph = make_fx(lambda x: bigmodel.rms_norm(x, x.shape[-1], None, EPS), tracing_mode="symbolic")(torch.randn(3, 8))
+    x = torch.randn(5, 12)
+    assert_close(graph(x), bigmodel.rms_norm(x, 12, None, EPS))
+
+
+def test_the_registered_op_checks_what_it_is_given():
+    with pytest.raises(ValueError, match="rms_norm_forward: weight has shape"):
+        torch.ops.bigmodel.rms_norm_forward(
+            torch.randn(4, 8), None, torch.ones(2), None, 1, EPS, 0.0, False, torch.float32, torch.float32
+        )
 
 
 def test_export(device):
@@ -241,6 +326,12 @@ def test_vmap(device, name, in_dims, native_calls):
     ours = torch.vmap(FUNCTIONS[name], in_dims)(*batched)
     stock = torch.vmap(STOCK[name], in_dims)(*batched)
     assert_close(ours, stock)
+
+
+def test_the_sum_is_exact_inside_transforms():
+    x, r = torch.randn(2, 3, 8).bfloat16(), torch.randn(2, 3, 8).bfloat16()
+    call = lambda x, r: bigmodel.add_rms_norm(x, r, 8, residual_dtype=torch.float32)[1]  # noqa: E731
+    assert torch.equal(torch.vmap(call)(x, r), call(x, r))
 
 
 def test_functional_gradients(device, name, native_calls):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _norm_body
+from bigmodel.ops import _norm_body, _norm_reference
 
 _float32 = torch.float32
 # What eps=None stands for; stock took the input dtype's own up to torch 2.6 (docs/numerics.md).
@@ -82,18 +82,6 @@ def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offse
     _check.dtype(op, "out_dtype", out_dtype)
 
 
-def _reference(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
-    """The formula in torch's own ops, for second derivatives and torch.func's transforms."""
-    axes = tuple(range(-dims, 0))
-    x = x.to(_norm_body.statistics_dtype(x.dtype))
-    if centred:
-        x = x - x.mean(axes, keepdim=True)
-    out = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + eps)
-    if weight is not None:
-        out = out * (weight.to(x.dtype) + weight_offset)
-    return (out if bias is None else out + bias.to(x.dtype)).to(out_dtype)
-
-
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
 
 
@@ -102,19 +90,27 @@ class _PlainNorm(torch.autograd.Function):
     def forward(ctx, input, weight, bias, centred, eps):
         statistics = _norm_body.empty_statistics(input, centred, 1, input.dtype)
         ctx.save_for_backward(input, statistics, weight, bias)
-        ctx.centred, ctx.arguments = centred, (1, eps, 0.0, False, input.dtype, input.dtype)
+        ctx.centred, ctx.eps = centred, eps
         return _norm_body.plain_forward(centred, statistics, input, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad_out):
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(ctx, grad_out, None), None, None
         _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
-        return (
-            *_norm_body.plain_backward(ctx.centred, grad_out, *ctx.saved_tensors, wants_weight, wants_bias),
-            None,
-            None,
-        )
+        saved = ctx.saved_tensors
+        if _native_backward(grad_out, None, *saved):
+            if _all_contiguous(saved):
+                return *_norm_body.plain_backward(ctx.centred, grad_out, *saved, wants_weight, wants_bias), None, None
+            grad_x, _, grad_weight, grad_bias = _norm_body.backward(
+                ctx.centred, grad_out, None, *saved, 1, 0.0, False, grad_out.dtype, None, wants_weight, wants_bias
+            )
+        else:
+            input, _, weight, bias = saved
+            grad_x, grad_weight, grad_bias = _norm_reference.backward(
+                ctx.centred, grad_out, None, input, weight, 1, ctx.eps, 0.0, wants_weight, wants_bias
+            )
+            grad_x = grad_x.to(input.dtype)
+            grad_bias = grad_bias.to(bias.dtype) if wants_bias else None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _Norm(torch.autograd.Function):
@@ -128,45 +124,69 @@ class _Norm(torch.autograd.Function):
             return out
         ctx.dtypes = (input.dtype, residual.dtype)
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[:2]):
+            ctx.mark_non_differentiable(summed)
         return out, summed
 
     @staticmethod
     def backward(ctx, grad_out, grad_summed=None):
-        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype = ctx.arguments
-        input_dtype, residual_dtype = ctx.dtypes
-        grad_x = grad_cast = grad_weight = grad_bias = None
-        if grad_out is None:
-            grad_x = grad_summed
-        elif torch.is_grad_enabled():
-            grad_x, grad_weight, grad_bias = _differentiable_backward(ctx, grad_out, grad_summed)
-        else:
-            grad_x, grad_cast, grad_weight, grad_bias = _norm_body.backward(
-                ctx.centred, grad_out, grad_summed, *ctx.saved_tensors, dims, weight_offset, memory_efficient,
-                x_dtype, _cast_dtype(x_dtype, input_dtype, residual_dtype), wants_weight, wants_bias,
-            )  # fmt: skip
-        return (
-            _in_dtype(grad_x, grad_cast, input_dtype) if wants_input else None,
-            _in_dtype(grad_x, grad_cast, residual_dtype) if wants_residual else None,
-            grad_weight, grad_bias, None, None,
+        native = _norm_body.backward if _native_backward(grad_out, grad_summed, *ctx.saved_tensors) else None
+        return *_backward_of(ctx, native, grad_out, grad_summed), None, None
+
+
+def _native_backward(*tensors: Tensor | None) -> bool:
+    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors."""
+    if torch.is_grad_enabled() or not _registry.direct(tensors):
+        return False
+    index = None
+    for tensor in tensors:
+        if tensor is not None:
+            if index is None:
+                index = tensor.get_device()
+            elif tensor.get_device() != index:
+                return False
+    return True
+
+
+def _all_contiguous(tensors: Sequence[Tensor | None]) -> bool:
+    for tensor in tensors:  # noqa: SIM110, a generator for all() takes twice the time
+        if tensor is not None and not tensor.is_contiguous():
+            return False
+    return True
+
+
+def _backward_of(ctx, native, grad_out, grad_summed):
+    """(grad of input, residual, weight, bias); `native` is None where only torch's own ops will do."""
+    saved, statistics, weight, bias = ctx.saved_tensors
+    wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    dims, eps, weight_offset, memory_efficient, _, x_dtype = ctx.arguments
+    input_dtype, residual_dtype = ctx.dtypes
+    grad_x = grad_cast = grad_weight = grad_bias = None
+    if grad_out is None:
+        grad_x = grad_summed
+    elif native is not None:
+        cast_dtype = _cast_dtype(x_dtype, input_dtype, residual_dtype)
+        grad_x, grad_cast, grad_weight, grad_bias = native(
+            ctx.centred, grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, memory_efficient,
+            x_dtype, cast_dtype, wants_weight, wants_bias,
         )  # fmt: skip
-
-
-def _differentiable_backward(ctx, grad_out, grad_summed):
-    """(grad_x, grad_weight, grad_bias) with a graph of their own: for create_graph=True."""
-    saved, _, weight, bias = ctx.saved_tensors
-    dims, eps, weight_offset, memory_efficient, out_dtype, _ = ctx.arguments
-    if memory_efficient:
+        grad_cast = grad_cast if cast_dtype is not None else None
+    elif memory_efficient:
         raise RuntimeError(
-            "bigmodel: memory_efficient=True has no second derivative; call with memory_efficient=False."
+            "bigmodel: memory_efficient=True has neither second derivatives nor batched gradients; "
+            "call with memory_efficient=False."
         )
-    sources = [tensor for tensor in (saved, weight, bias) if tensor is not None and tensor.requires_grad]
-    out = _reference(ctx.centred, saved, weight, bias, dims, eps, weight_offset, out_dtype)
-    grads = dict(zip(map(id, sources), torch.autograd.grad(out, sources, grad_out, create_graph=True), strict=True))
-    grad_x = grads.get(id(saved))
-    if grad_x is not None and grad_summed is not None:
-        grad_x = grad_x + grad_summed
-    return grad_x, grads.get(id(weight)), grads.get(id(bias))
+    else:
+        grad_x, grad_weight, grad_bias = _norm_reference.backward(
+            ctx.centred, grad_out, grad_summed, saved, weight, dims, eps, weight_offset, wants_weight, wants_bias
+        )
+        grad_bias = grad_bias.to(bias.dtype) if wants_bias else None
+    return (
+        _in_dtype(grad_x, grad_cast, input_dtype) if wants_input else None,
+        _in_dtype(grad_x, grad_cast, residual_dtype) if wants_residual else None,
+        grad_weight if wants_weight else None,
+        grad_bias if wants_bias else None,
+    )
 
 
 def _cast_dtype(x_dtype, input_dtype, residual_dtype):
@@ -237,7 +257,12 @@ def _backward_sharding(grad_out, grad_summed, saved, statistics, weight, bias, d
 
 
 def _register(name: str, centred: bool):
-    def forward(input, *arguments):
+    op = f"{name}_forward"
+
+    def forward(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
+        shape = tuple(input.shape[input.dim() - dims :])
+        _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
+        arguments = (residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype)
         return _present(_norm_body.forward(centred, input, *arguments), input)
 
     def forward_fake(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
@@ -259,35 +284,25 @@ def _register(name: str, centred: bool):
         return _present((grad_x, grad_cast, grad_weight, grad_bias), grad_out)
 
     def setup_context(ctx, inputs, output):
-        input, residual, weight, bias, dims, _, weight_offset, memory_efficient, _, x_dtype = inputs
+        input, residual, weight, bias, *arguments = inputs
         out, summed, statistics = output
-        saved = out if memory_efficient else input if residual is None else summed
-        ctx.save_for_backward(saved, statistics, weight, bias)
-        ctx.arguments = (dims, weight_offset, memory_efficient, x_dtype)
+        ctx.save_for_backward(out if arguments[3] else input if residual is None else summed, statistics, weight, bias)
+        ctx.centred, ctx.arguments = centred, arguments
         ctx.dtypes = (input.dtype, None if residual is None else residual.dtype)
 
     def autograd_backward(ctx, grad_out, grad_summed, _grad_statistics):
-        dims, weight_offset, memory_efficient, x_dtype = ctx.arguments
-        input_dtype, residual_dtype = ctx.dtypes
-        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        cast_dtype = _cast_dtype(x_dtype, input_dtype, residual_dtype)
-        grad_x, grad_cast, grad_weight, grad_bias = backward_op(
-            grad_out, None if residual_dtype is None else grad_summed, *ctx.saved_tensors,
-            dims, weight_offset, memory_efficient, x_dtype, cast_dtype, wants_weight, wants_bias,
-        )  # fmt: skip
-        grad_cast = None if cast_dtype is None else grad_cast
-        return (
-            _in_dtype(grad_x, grad_cast, input_dtype) if wants_input else None,
-            _in_dtype(grad_x, grad_cast, residual_dtype) if wants_residual else None,
-            grad_weight if wants_weight else None, grad_bias if wants_bias else None,
-            None, None, None, None, None, None,
-        )  # fmt: skip
+        grad_summed = grad_summed if ctx.dtypes[1] is not None else None
+        native = None if torch.is_grad_enabled() else call_backward
+        return *_backward_of(ctx, native, grad_out, grad_summed), None, None, None, None, None, None
+
+    def call_backward(_centred, *arguments):
+        return backward_op(*arguments)
 
     backward_op = _registry.register(
         f"{name}_backward", _BACKWARD_SCHEMA, backward, backward_fake, sharding=_backward_sharding
     )
     return _registry.register(
-        f"{name}_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
+        op, _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
         sharding=_forward_sharding,
     )  # fmt: skip
 
@@ -301,7 +316,7 @@ def _norm(
     op, centred, input, residual, normalized_shape, weight, bias, eps,
     weight_offset, memory_efficient, out_dtype, residual_dtype=None,
 ):  # fmt: skip
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else _check.shape(op, normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, tuple) else _check.shape(op, normalized_shape)
     _check.tensor(op, "input", input)
     x_dtype = input.dtype
     if residual is not None:
@@ -322,9 +337,9 @@ def _norm(
     arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
     if not direct:
         if _registry.transforming():
-            summed = None if residual is None else (input + residual).to(x_dtype)
+            summed = None if residual is None else _norm_reference.wide_sum(input, residual).to(x_dtype)
             x = input if residual is None else summed
-            return _reference(centred, x, weight, bias, len(shape), eps, weight_offset, out_dtype), summed
+            return _norm_reference.forward(centred, x, weight, bias, len(shape), eps, weight_offset, out_dtype), summed
         return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments)[:2]
     if torch.is_grad_enabled() and _registry.requires_grad(tensors):
         results = _Norm.apply(*tensors, centred, arguments)
