@@ -46,7 +46,12 @@ def direct(tensors: Sequence[Tensor | None]) -> bool:
 
 def transforming() -> bool:
     """Whether a transform of torch.func or forward-mode AD is active: registered autograd formulas know neither."""
-    return _functorch_level() is not None or _forward_ad._current_level >= 0
+    return not _is_compiling() and (_functorch_level() is not None or _forward_ad._current_level >= 0)
+
+
+def batched(tensor: Tensor | None) -> bool:
+    """Whether a gradient comes from torch.autograd.grad(is_grads_batched=True), whose vmap has no level of its own."""
+    return tensor is not None and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def native(tensor: Tensor) -> Any:

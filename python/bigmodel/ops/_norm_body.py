@@ -140,6 +140,7 @@ def backward(
         partials = torch.empty(blocks * 2 * cols, dtype=statistics_dtype(x_dtype), device=grad_out.device)
     grad_out, grad_out_stride = as_rows(grad_out, cols)
     saved, saved_stride = as_rows(saved, cols)
+    statistics = statistics.contiguous()
     grad_summed, grad_summed_stride = (None, 0) if grad_summed is None else as_rows(grad_summed, cols)
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()

@@ -130,13 +130,17 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out, grad_summed=None):
-        native = _norm_body.backward if _native_backward(grad_out, grad_summed, *ctx.saved_tensors) else None
-        return *_backward_of(ctx, native, grad_out, grad_summed), None, None
+        saved = () if grad_out is None else ctx.saved_tensors  # the sum alone needs none, whatever has freed them
+        native = _norm_body.backward if saved and _native_backward(grad_out, grad_summed, *saved) else None
+        return *_backward_of(ctx, saved, native, grad_out, grad_summed), None, None
 
 
 def _native_backward(*tensors: Tensor | None) -> bool:
-    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors."""
-    if torch.is_grad_enabled() or not _registry.direct(tensors):
+    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors.
+
+    The two gradients come first.
+    """
+    if torch.is_grad_enabled() or not _registry.direct(tensors) or any(map(_registry.batched, tensors[:2])):
         return False
     index = None
     for tensor in tensors:
@@ -155,9 +159,8 @@ def _all_contiguous(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def _backward_of(ctx, native, grad_out, grad_summed):
+def _backward_of(ctx, tensors, native, grad_out, grad_summed):
     """(grad of input, residual, weight, bias); `native` is None where only torch's own ops will do."""
-    saved, statistics, weight, bias = ctx.saved_tensors
     wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     dims, eps, weight_offset, memory_efficient, _, x_dtype = ctx.arguments
     input_dtype, residual_dtype = ctx.dtypes
@@ -165,6 +168,7 @@ def _backward_of(ctx, native, grad_out, grad_summed):
     if grad_out is None:
         grad_x = grad_summed
     elif native is not None:
+        saved, statistics, weight, bias = tensors
         cast_dtype = _cast_dtype(x_dtype, input_dtype, residual_dtype)
         grad_x, grad_cast, grad_weight, grad_bias = native(
             ctx.centred, grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, memory_efficient,
@@ -177,6 +181,7 @@ def _backward_of(ctx, native, grad_out, grad_summed):
             "call with memory_efficient=False."
         )
     else:
+        saved, _, weight, bias = tensors
         grad_x, grad_weight, grad_bias = _norm_reference.backward(
             ctx.centred, grad_out, grad_summed, saved, weight, dims, eps, weight_offset, wants_weight, wants_bias
         )
@@ -293,7 +298,8 @@ def _register(name: str, centred: bool):
     def autograd_backward(ctx, grad_out, grad_summed, _grad_statistics):
         grad_summed = grad_summed if ctx.dtypes[1] is not None else None
         native = None if torch.is_grad_enabled() else call_backward
-        return *_backward_of(ctx, native, grad_out, grad_summed), None, None, None, None, None, None
+        grads = _backward_of(ctx, ctx.saved_tensors, native, grad_out, grad_summed)
+        return *grads, None, None, None, None, None, None
 
     def call_backward(_centred, *arguments):
         return backward_op(*arguments)
