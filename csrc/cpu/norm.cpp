@@ -216,6 +216,23 @@ class Forward : Rows {
 // At least 8 rows in a block, so that its partial sums are a small part of the traffic, and at most 128 blocks.
 int64_t row_blocks(int64_t rows) { return std::min<int64_t>((rows + 7) / 8, 128); }
 
+// Scratch memory of one call. Up to 8 MiB a thread keeps it for the next: given back, it would be mapped again page by
+// page, which at 64 rows of 4096 took as long as the arithmetic. Larger scratch is the call's own.
+char* workspace(int64_t bytes, std::unique_ptr<char[]>& own) {
+  constexpr int64_t kKept = int64_t(8) << 20;
+  static thread_local std::unique_ptr<char[]> kept;
+  static thread_local int64_t kept_bytes = 0;
+  if (bytes > kKept) {
+    own.reset(new char[bytes]);
+    return own.get();
+  }
+  if (bytes > kept_bytes) {
+    kept.reset(new char[bytes]);
+    kept_bytes = bytes;
+  }
+  return kept.get();
+}
+
 class Backward : Rows {
  public:
   Backward(const NormBackward& a, Exec exec, bool centred)
@@ -229,7 +246,7 @@ class Backward : Rows {
         streaming_(!a.grad_cast && grad_x_.streams(a.rows)),
         weight_(a.weight, a.weight_dtype, compute_, a.weight_offset, 1, a.cols, threads),
         bias_(a.bias, a.weight_dtype, compute_, 0, 0, centred && a.from_output ? a.cols : 0, threads) {
-    if (a.grad_weight || a.grad_bias) partials_.reset(new char[blocks_ * 2 * cols * size_of(compute_)]);
+    if (a.grad_weight || a.grad_bias) partials_ = workspace(blocks_ * 2 * cols * size_of(compute_), own_);
   }
 
   void run() {
@@ -277,7 +294,7 @@ class Backward : Rows {
   }
 
   char* partial(int64_t block, int which, int64_t c) const {
-    return partials_.get() + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
+    return partials_ + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
   }
 
   void clear(int64_t block, int64_t c) const {
@@ -364,7 +381,8 @@ class Backward : Rows {
   Sink grad_x_, grad_cast_;
   bool streaming_;
   Affine weight_, bias_;
-  std::unique_ptr<char[]> partials_;  // (blocks, 2, cols)
+  std::unique_ptr<char[]> own_;
+  char* partials_ = nullptr;  // (blocks, 2, cols)
 };
 
 }  // namespace
