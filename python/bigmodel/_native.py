@@ -20,7 +20,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 def openmp_runtimes() -> list[str]:
     """Paths of the OpenMP runtimes mapped into this process, torch's own first."""
     with open("/proc/self/maps") as maps:
-        paths = re.findall(r"^(?:\S+ +){5}(/.*/lib(?:g|i)?omp5?[^/]*\.so[^/]*)$", maps.read(), flags=re.MULTILINE)
+        paths = re.findall(r"^(?:\S+ +){5}(/.*/lib(?:g|i)?omp5?[^/\n]*\.so[^/\n]*)$", maps.read(), flags=re.MULTILINE)
     home = os.path.dirname(os.path.dirname(torch.__file__))
     return sorted(dict.fromkeys(paths), key=lambda path: not path.startswith(os.path.join(home, "torch")))
 
