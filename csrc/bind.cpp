@@ -18,8 +18,6 @@ PYBIND11_MODULE(_C, m) {
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);
   cpu.def("choose_isa", &cpu::choose_isa, py::arg("name"));
-  cpu.def("advise_huge_pages",
-          [](bind::Address address, int64_t bytes) { cpu::advise_huge_pages(bind::pointer(address), bytes); });
 
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;

@@ -1,7 +1,6 @@
 // Which instruction set the CPU kernels run on: detected once, overridable downwards with BIGMODEL_ISA.
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -21,12 +20,5 @@ void choose_isa(const std::string& name);  // throws std::invalid_argument namin
 
 // Index of the chosen instruction set in isas_built(): the first index of every op's ISA x dtype table.
 int isa_index();
-
-// Asks the kernel to back the aligned inside of a fresh buffer with huge pages before its first touch.
-void advise_huge_pages(void* address, int64_t bytes);
-
-// Whether a buffer's memory is there already, judged by its first, middle and last page; else its first touch will make
-// the kernel zero it.
-bool resident(const void* address, int64_t bytes);
 
 }  // namespace bigmodel::cpu

@@ -13,6 +13,7 @@
 
 #include "convert.h"
 #include "isa.h"
+#include "memory.h"
 #include "norm_kernels.h"
 #include "parallel.h"
 

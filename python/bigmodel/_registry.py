@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bigmodel import _native
+from bigmodel import _memory, _native
 
 _C = _native.load()
 _LIBRARY = torch.library.Library("bigmodel", "DEF")
-_HUGE_PAGE_BYTES = 4 << 20  # two huge pages: below that there may be no aligned one inside
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.maybe_current_level
@@ -72,14 +71,12 @@ def pointer(tensor: Tensor | None) -> int:
 
 
 def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A fresh contiguous output; on a CPU a large one in huge pages, else its first touch outweighs the arithmetic."""
+    """A fresh contiguous output; on a CPU a large one in memory that is kept between calls."""
+    if tensor.is_cpu and tensor.numel() * dtype.itemsize >= _memory.LARGE:
+        return _memory.empty(tensor.shape, dtype)
     if tensor.is_contiguous():  # half the price of the other call, and nothing to change about the strides
-        out = torch.empty_like(tensor) if tensor.dtype is dtype else torch.empty_like(tensor, dtype=dtype)
-    else:
-        out = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    if out.nbytes >= _HUGE_PAGE_BYTES and out.is_cpu:
-        _C.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
-    return out
+        return torch.empty_like(tensor) if tensor.dtype is dtype else torch.empty_like(tensor, dtype=dtype)
+    return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
 
 
 def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
