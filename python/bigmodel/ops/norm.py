@@ -88,7 +88,8 @@ def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offse
 class _PlainNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, centred, eps):
-        statistics = _norm_body.empty_statistics(input, centred, 1, input.dtype)
+        rows = input.numel() // input.size(-1)
+        statistics = input.new_empty(2 * rows if centred else rows, dtype=_norm_body.statistics_dtype(input.dtype))
         ctx.save_for_backward(input, statistics, weight, bias)
         ctx.centred, ctx.eps = centred, eps
         return _norm_body.plain_forward(centred, statistics, input, weight, bias, eps)
