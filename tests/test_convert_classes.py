@@ -6,28 +6,13 @@ import itertools
 
 import pytest
 import torch
+from lookalike import WIDTH, Norm
 from torch import nn
 from torch.nn import functional as F
 
 import bigmodel
 
 BF16, F32 = torch.bfloat16, torch.float32
-WIDTH = 32
-
-
-class Norm(nn.Module):
-    """A weight, an eps and the root mean square norm, for the classes below to change."""
-
-    def __init__(self, width=WIDTH, eps=1e-6):
-        super().__init__()
-        self.weight = nn.Parameter(1 + 0.3 * torch.randn(width))
-        self.eps = eps
-
-    def normed(self, x):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-
-    def forward(self, x):
-        return self.normed(x) * self.weight
 
 
 def converted(module):

@@ -214,6 +214,9 @@ class Forward : Rows {
   Affine weight_, bias_;
 };
 
+// Columns whose partial sums one thread adds at once: few enough that 4096 columns occupy 16 threads.
+constexpr int64_t kSlice = 256;
+
 // At least 8 rows in a block, so that its partial sums are a small part of the traffic, and at most 128 blocks.
 int64_t row_blocks(int64_t rows) { return std::min<int64_t>((rows + 7) / 8, 128); }
 
@@ -279,8 +282,7 @@ class Backward : Rows {
         store_fence();
       });
     }
-    reduce(a_.grad_weight, 0);
-    if (centred_) reduce(a_.grad_bias, 1);
+    reduce();
   }
 
  private:
@@ -294,14 +296,14 @@ class Backward : Rows {
       body(row, int(std::min<int64_t>(kRowsAtOnce, last - row)));
   }
 
-  char* partial(int64_t block, int which, int64_t c) const {
-    return partials_ + ((block * 2 + which) * cols + begin(c)) * size_of(compute_);
+  char* partial(int64_t block, int which, int64_t begin) const {
+    return partials_ + ((block * 2 + which) * cols + begin) * size_of(compute_);
   }
 
   void clear(int64_t block, int64_t c) const {
     if (!partials_) return;
-    std::memset(partial(block, 0, c), 0, size(c) * size_of(compute_));
-    if (centred_) std::memset(partial(block, 1, c), 0, size(c) * size_of(compute_));
+    std::memset(partial(block, 0, begin(c)), 0, size(c) * size_of(compute_));
+    if (centred_) std::memset(partial(block, 1, begin(c)), 0, size(c) * size_of(compute_));
   }
 
   NormGradChunk chunk(int64_t c) const {
@@ -343,8 +345,8 @@ class Backward : Rows {
     }
     NormGradChunk chunk = this->chunk(c);
     if (partials_) {
-      chunk.grad_weight = partial(block, 0, c);
-      chunk.grad_bias = partial(block, 1, c);
+      chunk.grad_weight = partial(block, 0, begin(c));
+      chunk.grad_bias = partial(block, 1, begin(c));
     }
     kernels_.grad_apply(chunk, parts, count);
     for (int i = 0; i < count; ++i) {
@@ -354,21 +356,26 @@ class Backward : Rows {
   }
 
   // Adds the blocks' partial sums in their order, in groups of 16 so that no sum is long, and converts once.
-  void reduce(void* grad, int which) const {
-    if (!grad) return;
+  void reduce() const {
+    if (!a_.grad_weight && !a_.grad_bias) return;
     Add add = convert_table().add[int(compute_)];
-    Sink sink{grad, 0, a_.weight_dtype, compute_};
-    parallel_for(useful_threads(threads, blocks_ * cols), chunks, [&](int64_t first, int64_t last) {
-      Scratch sum, part;
-      for (int64_t c = first; c < last; ++c) {
-        std::memset(&sum, 0, size(c) * size_of(compute_));
+    void* grads[] = {a_.grad_weight, centred_ ? a_.grad_bias : nullptr};
+    int64_t slices = (cols + kSlice - 1) / kSlice;
+    parallel_for(useful_threads(threads, 2 * blocks_ * cols), 2 * slices, [&](int64_t first, int64_t last) {
+      alignas(64) char sum[kSlice * sizeof(double)], part[kSlice * sizeof(double)];
+      for (int64_t i = first; i < last; ++i) {
+        int which = int(i / slices);
+        int64_t begin = i % slices * kSlice, n = std::min(kSlice, cols - begin);
+        if (!grads[which]) continue;
+        std::memset(sum, 0, sizeof sum);
         for (int64_t group = 0; group < blocks_; group += 16) {
-          std::memset(&part, 0, size(c) * size_of(compute_));
+          std::memset(part, 0, sizeof part);
           for (int64_t block = group; block < std::min(group + 16, blocks_); ++block)
-            add(&part, &part, partial(block, which, c), size(c));
-          add(&sum, &sum, &part, size(c));
+            add(part, part, partial(block, which, begin), n);
+          add(sum, sum, part, n);
         }
-        convert_table().convert[int(a_.weight_dtype)][int(compute_)](sink.address(0, begin(c)), &sum, size(c));
+        char* to = static_cast<char*>(grads[which]) + begin * size_of(a_.weight_dtype);
+        convert_table().convert[int(a_.weight_dtype)][int(compute_)](to, sum, n);
       }
     });
   }

@@ -19,7 +19,7 @@ def collect() -> dict:
 
     Keys: version, python, torch, native (compiler, instruction sets built, usable and chosen), cuda (built, status,
     architectures, runtime, driver, devices), cpu (model, cores, threads), openmp (paths of the runtimes in this
-    process) and transparent_hugepage (the kernel's setting, None where it has none).
+    process, from site-packages on if they lie there) and transparent_hugepage (the kernel's setting, None where it has none).
 
     Raises:
         ImportError: the native module is missing or does not load.
@@ -39,7 +39,7 @@ def collect() -> dict:
         },
         "cuda": _cuda(native),
         "cpu": {"model": cpu_model(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()},
-        "openmp": _native.openmp_runtimes(),
+        "openmp": [path.split("/site-packages/")[-1] for path in _native.openmp_runtimes()],
         "transparent_hugepage": transparent_hugepage(),
     }
 
