@@ -19,7 +19,8 @@ def collect() -> dict:
 
     Keys: version, python, torch, native (compiler, instruction sets built, usable and chosen), cuda (built, status,
     architectures, runtime, driver, devices), cpu (model, cores, threads), openmp (paths of the runtimes in this
-    process, from site-packages on if they lie there) and transparent_hugepage (the kernel's setting, None where it has none).
+    process, from site-packages on if they lie there) and transparent_hugepage (the kernel's setting, None where it
+    has none).
 
     Raises:
         ImportError: the native module is missing or does not load.

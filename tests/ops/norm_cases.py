@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from conftest import assert_accurate
+from conftest import FLOATS, assert_accurate
 
 import bigmodel
+
+LOW = [torch.bfloat16, torch.float16]
+# input, weight, out
+MIXES = [
+    *((d, d, d) for d in FLOATS),
+    *((low, torch.float32, low) for low in LOW),
+    *((low, torch.float32, torch.float32) for low in LOW),
+    (torch.float32, torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float16, torch.float32),
+    (torch.float64, torch.float32, torch.float64),
+    (torch.float64, torch.float64, torch.bfloat16),
+]
+RESIDUAL_MIXES = [  # input, residual, residual_dtype
+    (torch.float32, torch.float32, None),
+    (torch.bfloat16, torch.bfloat16, None),
+    (torch.bfloat16, torch.float32, torch.float32),
+    (torch.bfloat16, torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32, torch.bfloat16),
+    (torch.float64, torch.float64, None),
+    (torch.float16, torch.float64, None),
+]
 
 
 def exact_norm(centred, x, shape, weight, bias, eps, offset=0.0):
@@ -68,3 +89,15 @@ def arguments(device="cpu", dtype=torch.float32, rows=6, cols=24, grad=True):
     return [
         torch.randn(shape, device=device, dtype=dtype, requires_grad=grad) for shape in ((rows, cols), (cols,), (cols,))
     ]
+
+
+def strided_inputs():
+    base = torch.randn(6, 10, 130)
+    yield "transposed", base.transpose(0, 1)
+    yield "row stride", base[:, :, :96]
+    yield "column step", base[:, :, ::2]
+    yield "cut rows", base[:, 2:9, :]
+    yield "expanded", base[:1].expand(6, 10, 130)
+    yield "last transposed", base.transpose(1, 2)
+    yield "offset one element", torch.randn(6 * 130 + 1)[1:].view(6, 130)
+    yield "one row", base[0, 0]

@@ -8,22 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ATOL, FLOATS, assert_accurate
-from norm_cases import compare, exact_norm, leaves, make, our_norm, stock_norm
+from norm_cases import LOW, MIXES, RESIDUAL_MIXES, compare, exact_norm, leaves, make, our_norm, stock_norm
 from torch.testing import assert_close
 
 import bigmodel
-
-LOW = [torch.bfloat16, torch.float16]
-# input, weight, out
-MIXES = [
-    *((d, d, d) for d in FLOATS),
-    *((low, torch.float32, low) for low in LOW),
-    *((low, torch.float32, torch.float32) for low in LOW),
-    (torch.float32, torch.bfloat16, torch.bfloat16),
-    (torch.bfloat16, torch.float16, torch.float32),
-    (torch.float64, torch.float32, torch.float64),
-    (torch.float64, torch.float64, torch.bfloat16),
-]
 
 
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
@@ -127,17 +115,6 @@ def test_memory_efficient_with_a_zero_weight_is_finite(device):
     x.requires_grad_()
     bigmodel.rms_norm(x, 64, weight, memory_efficient=True).sum().backward()
     assert torch.isfinite(x.grad).all()
-
-
-RESIDUAL_MIXES = [  # input, residual, residual_dtype
-    (torch.float32, torch.float32, None),
-    (torch.bfloat16, torch.bfloat16, None),
-    (torch.bfloat16, torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16, torch.float32),
-    (torch.float32, torch.float32, torch.bfloat16),
-    (torch.float64, torch.float64, None),
-    (torch.float16, torch.float64, None),
-]
 
 
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])

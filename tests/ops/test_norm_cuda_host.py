@@ -5,7 +5,7 @@ from __future__ import annotations
 import cuda_host
 import pytest
 import torch
-from test_norm import MIXES, RESIDUAL_MIXES, compare, leaves, make, our_norm, strided_inputs
+from norm_cases import MIXES, RESIDUAL_MIXES, compare, leaves, make, our_norm, strided_inputs
 from torch.testing import assert_close
 
 import bigmodel

@@ -7,25 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from norm_cases import compare, leaves, make, our_norm
+from norm_cases import compare, leaves, make, our_norm, strided_inputs
 from torch.testing import assert_close
 
 import bigmodel
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
-def strided_inputs():
-    base = torch.randn(6, 10, 130)
-    yield "transposed", base.transpose(0, 1)
-    yield "row stride", base[:, :, :96]
-    yield "column step", base[:, :, ::2]
-    yield "cut rows", base[:, 2:9, :]
-    yield "expanded", base[:1].expand(6, 10, 130)
-    yield "last transposed", base.transpose(1, 2)
-    yield "offset one element", torch.randn(6 * 130 + 1)[1:].view(6, 130)
-    yield "one row", base[0, 0]
-
-
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strides_do_not_change_bits(device, centred, dtype):
