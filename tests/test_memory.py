@@ -107,7 +107,7 @@ def test_outputs_of_ops_come_from_it_and_behave():
     assert torch.equal(torch.from_numpy(out.detach().numpy()), expected)
     address = out.data_ptr()
     del out
-    gc.collect()  # torch.save of torch 2.6 leaves a cycle behind
+    gc.collect()  # torch 2.6 leaves a cycle behind
     assert kept_bytes() == _memory.LARGE
     out = bigmodel.layer_norm(x, SHAPE[-1:])
     assert out.data_ptr() == address
