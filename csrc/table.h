@@ -35,7 +35,7 @@ struct GradControl {
   const float* factor;      // of clipping
   const float* grad_scale;  // of torch.amp.GradScaler
   const float* found_inf;
-  bool maximize;            // sign = -1
+  bool maximize;  // sign = -1
 };
 
 // A learning rate: a number, or a float32 or float64 scalar on the op's device.

@@ -12,9 +12,9 @@
 //   ema         = ema + (1 - ema_decay) * (w - ema)
 //   param       = round(w)
 //
-// w is the master where there is one, else the parameter. It is rounded to the parameter's dtype only when it is stored:
-// to nearest even, or stochastically. Arithmetic is in float32, in float64 for a float64 parameter; the bias corrections
-// are computed once per tensor in float64. Where found_inf is not 0 nothing is written, `step` included.
+// w is the master where there is one, else the parameter. It is rounded to the parameter's dtype only when it is
+// stored: to nearest even, or stochastically. Arithmetic is in float32, in float64 for a float64 parameter; the bias
+// corrections are computed once per tensor in float64. Where found_inf is not 0 nothing is written, `step` included.
 //
 // Sources: Kingma, Ba, "Adam" (arXiv 1412.6980); Loshchilov, Hutter, "Decoupled weight decay regularization"
 // (arXiv 1711.05101); Reddi, Kale, Kumar, "On the convergence of Adam and beyond" (arXiv 1904.09237).
@@ -55,7 +55,7 @@ struct Adam {
   bool decoupled;
   bool stochastic;  // round to bfloat16 and float16 parameters stochastically
   uint64_t seed;
-  void* scratch;    // (rows, 4) float64 on the device; null on the CPU
+  void* scratch;  // (rows, 4) float64 on the device; null on the CPU
 };
 
 namespace cpu {

@@ -27,11 +27,11 @@ struct GradTotal {
 };
 
 struct GradClip {
-  void* norm;           // one element, float32 or float64
-  float* factor;        // one element
-  float* skip;          // one element, 0 or 1
-  float* skipped;       // one element, added to; or null
-  const double* total;  // one element
+  void* norm;               // one element, float32 or float64
+  float* factor;            // one element
+  float* skip;              // one element, 0 or 1
+  float* skipped;           // one element, added to; or null
+  const double* total;      // one element
   const float* grad_scale;  // or null
   const float* found_inf;   // or null
   DType norm_dtype;

@@ -20,5 +20,3 @@ __all__ = [
     "rms_norm",
     "sgd_",
 ]
-
-from bigmodel.ops import _interim  # noqa: E402, F401
