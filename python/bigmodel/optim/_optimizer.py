@@ -298,7 +298,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but saved states keep their dtypes.
 
@@ -314,10 +313,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(last_hook)
         self._saved = saved
         try:
-            super().load_state_dict(state_dict)
+            with torch.no_grad():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             del self._saved
+        missing = {
+            name
+            for group in self.param_groups
+            for param in group["params"]
+            if self.state.get(param)
+            for name in self._missing(param, self.state[param], group)
+        }
+        if missing:
+            warnings.warn(
+                f"{self._name()}: what is loaded has no {' and no '.join(sorted(missing))}; the settings ask for it, "
+                "and the next step starts it from the parameters.",
+                stacklevel=2,
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_saved" in self.__dict__:
@@ -345,19 +358,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             for name in (*self.defaults, *self._extras):
                 if name in own:
                     group.setdefault(name, own[name])
-        missing = {
-            name
-            for group in groups
-            for param in group["params"]
-            if states.get(param)
-            for name in self._missing(param, states[param], group)
-        }
-        if missing:
-            warnings.warn(
-                f"{self._name()}: what is loaded has no {' and no '.join(sorted(missing))}; the settings ask for it, "
-                "and the next step starts it from the parameters.",
-                stacklevel=4,
-            )
         return {"state": states, "param_groups": groups}
 
     def _missing(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[str]:
