@@ -15,6 +15,10 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   BIGMODEL_BIND_NORM(cpu, cpu);
   BIGMODEL_BIND_UPDATES(cpu, cpu);
+  cpu.def("adam_touch", [](bind::Address values, int64_t rows, int threads) {
+    py::gil_scoped_release release;
+    cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
+  });
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kNormChunk = 16384;
 
-constexpr Use kUses[kGradStreams] = {{true, true, -1, false}};
+constexpr Use kUses[kGradStreams] = {{true, true, false}};
 
 double join(double a, double b, int power) {
   if (power != 0) return a + b;

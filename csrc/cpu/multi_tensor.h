@@ -24,12 +24,14 @@ constexpr int kMaxStreams = 8;
 // What an op does with a stream.
 struct Use {
   bool read, write;
-  int scales;      // the column of addresses of scales, counted as a stream, if it may be quantised
-  bool is_signed;  // of 8-bit codes
+  bool as_stored;          // the kernel converts 16-bit elements itself, if it computes in float
+  int scales = -1;         // the stream that holds the scales, if it may be quantised
+  bool is_signed = false;  // of 8-bit codes
 };
 
 struct Chunk {
-  void* stream[kMaxStreams];  // n values of the compute type; null where the row has no such stream
+  void* stream[kMaxStreams];  // n values; null where the row has no such stream
+  DType dtype[kMaxStreams];   // of the values: the compute type but where a Use says as_stored
   int64_t row, n;
   bool wide;  // the compute type is double
 };
@@ -110,7 +112,11 @@ struct Piece {
   int64_t row, begin, n;
   DType wanted;
 
-  bool direct(int stream) const { return table.format(row, stream) == int(wanted); }
+  bool direct(int stream, const Use& use) const {
+    const int format = table.format(row, stream);
+    return format == int(wanted) ||
+           (use.as_stored && wanted == DType::float32 && format != kQuantised && size_of(DType(format)) == 2);
+  }
   char* stored(int stream) const {
     char* base = static_cast<char*>(table.address(row, stream));
     return base ? base + begin * bytes_of(table.format(row, stream)) : nullptr;
@@ -162,14 +168,16 @@ void update(const Table& table, const Use (&uses)[streams], int deciding, int th
     for (int64_t part = first; part < last; ++part)
       line.part(kUpdateChunk, part, threads, [&](int64_t row, int64_t begin, int64_t n) {
         const Piece piece{table, row, begin, n, compute_dtype(table, row, deciding)};
-        Chunk chunk{{}, row, n, piece.wanted == DType::float64};
+        Chunk chunk{{}, {}, row, n, piece.wanted == DType::float64};
         for (int s = 0; s < streams; ++s) {
           char* stored = piece.stored(s);
-          if (!stored || piece.direct(s)) {
+          if (!stored || (piece.direct(s, uses[s]) && s != stochastic.stream)) {
             chunk.stream[s] = stored;
+            chunk.dtype[s] = DType(table.format(row, s));
             continue;
           }
           chunk.stream[s] = scratch[s].bytes;
+          chunk.dtype[s] = piece.wanted;
           if (uses[s].read) piece.load(scratch[s].bytes, s, uses[s]);
         }
         body(chunk);

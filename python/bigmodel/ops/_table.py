@@ -19,7 +19,7 @@ from bigmodel._native import DTYPE_CODES
 QUANT_BLOCK = 256
 _QUANTISED = 4
 _FORMATS = {**DTYPE_CODES, torch.uint8: _QUANTISED}
-_address, _size, _strides = Tensor.data_ptr, Tensor.size, Tensor.stride
+_address, _size, _strides, _device = Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.get_device
 
 Tensors = Sequence[Tensor | None]
 
@@ -75,8 +75,9 @@ def _describe(tensors: Tensors) -> list:
     try:
         addresses = list(map(_address, tensors))
     except TypeError:  # some are None
-        return [None if t is None else (t.data_ptr(), t.dtype, t.size(), t.stride()) for t in tensors]
-    return [addresses, [t.dtype for t in tensors], list(map(_size, tensors)), list(map(_strides, tensors))]
+        return [None if t is None else (t.data_ptr(), t.dtype, t.size(), t.stride(), t.get_device()) for t in tensors]
+    dtypes = [t.dtype for t in tensors]
+    return [addresses, dtypes, list(map(_size, tensors)), list(map(_strides, tensors)), list(map(_device, tensors))]
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:
@@ -128,8 +129,11 @@ def _accepted(
         if tensor.numel() != wanted or not tensor.is_contiguous():
             raise ValueError(f"{what} has {tensor.numel()} elements; it must be contiguous and have {wanted}.")
         return tensor
-    if tensor.dtype is torch.uint8 and tensor.numel() == like.numel() and tensor.is_contiguous():
-        return tensor  # codes lie flat, in the parameter's order of memory
+    if tensor.dtype is torch.uint8:
+        if like.dtype is torch.float64:
+            raise TypeError(f"{what} has 8-bit codes, but {like_name}[{row}] is float64, which they cannot serve.")
+        if tensor.numel() == like.numel() and tensor.is_contiguous():
+            return tensor  # codes lie flat, in the parameter's order of memory
     if tensor.shape != like.shape:
         raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {like_name}[{row}] is {tuple(like.shape)}.")
     if tensor is like:

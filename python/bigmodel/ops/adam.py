@@ -53,10 +53,11 @@ def _body(
         params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales,
     )  # fmt: skip
     table = (cache or TableCache()).get(_OP, _streams(*lists))
-    _registry.native(params[0]).adam(
+    native = _registry.native(params[0])
+    native.adam(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
         *_multi_tensor.rate(_OP, table, lr, lr_tensor), beta1, beta2, eps, weight_decay, ema_decay, decoupled,
-        seed is not None, (seed or 0) % 2**64, _multi_tensor.scratch(table), *_registry.place(params[0]),
+        seed is not None, (seed or 0) % 2**64, _multi_tensor.scratch(table, native), *_registry.place(params[0]),
     )  # fmt: skip
     _multi_tensor.wrote(
         params, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales
