@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bind_tensors.h"
 #include "cpu/isa.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"
@@ -26,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
   cpu.def("advise_huge_pages",
           [](bind::Address address, int64_t bytes) { cpu::advise_huge_pages(bind::pointer(address), bytes); });
 
+  m.def("describe_tensors", &bind::describe_tensors);
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;
   m.attr("compiler") = BIGMODEL_COMPILER;

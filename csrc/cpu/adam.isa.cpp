@@ -38,9 +38,11 @@ void update(void* const* stream, int64_t n, const AdamScalars& scalars) {
   const Pack<T> one_less_ema_decay = all(scalars.one_less_ema_decay);
   const bool adds_weight = scalars.l2 != 0;
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    fetch<T>(param + i + kAhead);
-    fetch<T>(grad + i + kAhead);
-    of.fetch_ahead(i);
+    if (i + kAhead < n) {
+      fetch<T>(param + i + kAhead);
+      fetch<T>(grad + i + kAhead);
+      of.fetch_ahead(i);
+    }
     Pack<T> w = of.master ? at.load(of.master + i) : at.load(param + i), g = at.load(grad + i) * factor;
     if (adds_weight) g += l2 * w;
     Pack<T> m = at.load(of.exp_avg + i), v = at.load(of.exp_avg_sq + i);
@@ -72,9 +74,11 @@ void touch(void* const* stream, int64_t n) {
   volatile T zero = 0;
   const auto never = splat(T(zero)).lo != Vec<T>{};
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    fetch<T>(param + i + kAhead);
-    fetch<T>(grad + i + kAhead);
-    of.fetch_ahead(i);
+    if (i + kAhead < n) {
+      fetch<T>(param + i + kAhead);
+      fetch<T>(grad + i + kAhead);
+      of.fetch_ahead(i);
+    }
     const Pack<T> g = at.load(grad + i);
     auto rewrite = [=](auto* values) __attribute__((always_inline)) {
       const Pack<T> v = at.load(values + i);

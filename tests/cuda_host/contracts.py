@@ -128,7 +128,19 @@ def _grad_total(total, partials, table, rows, power, index, stream, *, count) ->
 
 
 def _grad_clip(
-    norm, factor, skip, skipped, total, grad_scale, found_inf, norm_dtype, power, max_norm, skip_nonfinite, index, stream
+    norm,
+    factor,
+    skip,
+    skipped,
+    total,
+    grad_scale,
+    found_inf,
+    norm_dtype,
+    power,
+    max_norm,
+    skip_nonfinite,
+    index,
+    stream,
 ) -> Iterator[Matrix]:
     yield Matrix("norm", "output", norm, 1, 1, norm_dtype)
     yield Matrix("factor", "output", factor, 1, 1, _FLOAT32)

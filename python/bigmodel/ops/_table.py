@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bigmodel import _native
 from bigmodel._native import DTYPE_CODES
 
 QUANT_BLOCK = 256
 _QUANTISED = 4
 _FORMATS = {**DTYPE_CODES, torch.uint8: _QUANTISED}
-_address, _size, _strides, _device = Tensor.data_ptr, Tensor.size, Tensor.stride, Tensor.get_device
+_describe_tensors = _native.load().describe_tensors
+_DLPACK = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
 Tensors = Sequence[Tensor | None]
 
@@ -59,11 +61,11 @@ class TableCache:
     __slots__ = ("_key", "_table")
 
     def __init__(self) -> None:
-        self._key: list | None = None
+        self._key: Any = None
         self._table: Table | None = None
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
-        key = [_describe(stream.tensors) for stream in streams]
+        key = _describe(tuple(stream.tensors for stream in streams))
         if self._table is None or key != self._key:
             self._table = build(op, streams)
             # A copy of a gradient holds the values of this call only.
@@ -71,13 +73,17 @@ class TableCache:
         return self._table
 
 
-def _describe(tensors: Tensors) -> list:
-    try:
-        addresses = list(map(_address, tensors))
-    except TypeError:  # some are None
-        return [None if t is None else (t.data_ptr(), t.dtype, t.size(), t.stride(), t.get_device()) for t in tensors]
-    dtypes = [t.dtype for t in tensors]
-    return [addresses, dtypes, list(map(_size, tensors)), list(map(_strides, tensors)), list(map(_device, tensors))]
+def _describe(lists: tuple[Tensors, ...]) -> Any:
+    """Address, dtype, device, size and strides of every tensor, to be compared."""
+    if _DLPACK is not None:
+        try:
+            return _describe_tensors(_DLPACK, lists)
+        except (BufferError, RuntimeError, TypeError):  # a tensor that DLPack has no words for; `build` has some
+            pass
+    return [
+        [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
+        for tensors in lists
+    ]
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:

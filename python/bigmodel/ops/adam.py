@@ -25,9 +25,10 @@ _SCHEMA = (
 )
 
 
-def _streams(
+def streams(
     params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales
 ):
+    """The columns of the op's table, in the order of csrc/ops/adam.h."""
     return (
         Stream("params", params),
         Stream("grads", grads, restride=True),
@@ -52,7 +53,7 @@ def _body(
     lists = (
         params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales,
     )  # fmt: skip
-    table = (cache or TableCache()).get(_OP, _streams(*lists))
+    table = (cache or TableCache()).get(_OP, streams(*lists))
     native = _registry.native(params[0])
     native.adam(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
