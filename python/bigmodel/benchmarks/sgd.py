@@ -1,4 +1,4 @@
-"""Cases of the SGD row: one step with momentum; 20 bytes per float32 parameter, all but the gradient read and written."""
+"""Cases of the SGD row: a step with momentum; 20 bytes per float32 parameter, all but the gradient read and written."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _SCRATCH_PER_ROW = 4  # float64
 
 
 def direct(*lists: Sequence[Tensor]) -> bool:
-    """Whether a call may skip torch's dispatcher; the tensors of a list are of one kind, so the first speaks for all."""
+    """Whether a call may skip torch's dispatcher; tensors of a list are of one kind, so the first speaks for all."""
     return _registry.direct([tensors[0] for tensors in lists if tensors])
 
 

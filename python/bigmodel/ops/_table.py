@@ -35,6 +35,7 @@ class Stream(NamedTuple):
         dtypes: what is accepted.
         elements: "all", as many as the first stream, in the same order; "one"; or "scales", one for each QUANT_BLOCK.
         restride: a tensor in another order than the first stream's is copied, instead of refused (it is only read).
+        optional: whether the list may be empty and its entries None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stream(NamedTuple):
     dtypes: Sequence[torch.dtype] = tuple(DTYPE_CODES)
     elements: str = "all"
     restride: bool = False
+    optional: bool = False
 
 
 class Table:
@@ -90,7 +92,7 @@ def build(op: str, streams: Sequence[Stream]) -> Table:
     """Checks every tensor and lays the table out; TypeError or ValueError naming the op, the argument and the row."""
     first = streams[0].tensors
     for stream in streams:
-        if stream.tensors and len(stream.tensors) != len(first):
+        if len(stream.tensors) != len(first) and not (stream.optional and not stream.tensors):
             raise ValueError(
                 f"{op}: {stream.name} has {len(stream.tensors)} tensors, but {streams[0].name} has {len(first)}."
             )
@@ -102,17 +104,26 @@ def build(op: str, streams: Sequence[Stream]) -> Table:
     for place, stream in enumerate(streams):
         column = [0] * len(first)
         for row, tensor in enumerate(stream.tensors):
-            if tensor is None:
+            if tensor is None and stream.optional:
                 continue
             tensor = _accepted(op, stream, row, tensor, first[row], streams[0].name, device, copies)
             column[row] = tensor.data_ptr()
             if stream.elements != "scales":
                 formats[row] |= _FORMATS[tensor.dtype] << 8 * place
         columns.append(column)
+    for stream in streams:
+        if torch.uint8 in stream.dtypes:
+            _check_scales(op, stream, next(s for s in streams if s.name == stream.name[:-1] + "_scales"))
     values = array("q", sizes + formats)
     for column in columns:
         values.extend(column)
     return Table(values, len(first), device, copies)
+
+
+def _check_scales(op: str, codes: Stream, scales: Stream) -> None:
+    for row, tensor in enumerate(codes.tensors):
+        if tensor is not None and tensor.dtype is torch.uint8 and (not scales.tensors or scales.tensors[row] is None):
+            raise ValueError(f"{op}: {codes.name}[{row}] has 8-bit codes, but {scales.name} has no scales for them.")
 
 
 def _accepted(

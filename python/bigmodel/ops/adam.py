@@ -34,12 +34,12 @@ def streams(
         Stream("grads", grads, restride=True),
         Stream("exp_avgs", exp_avgs, _STATES),
         Stream("exp_avg_sqs", exp_avg_sqs, _STATES),
-        Stream("max_exp_avg_sqs", max_exp_avg_sqs),
-        Stream("masters", masters, _FLOAT32),
-        Stream("emas", emas),
+        Stream("max_exp_avg_sqs", max_exp_avg_sqs, optional=True),
+        Stream("masters", masters, _FLOAT32, optional=True),
+        Stream("emas", emas, optional=True),
         Stream("steps", steps, _STEPS, "one"),
-        Stream("exp_avg_scales", exp_avg_scales, _FLOAT32, "scales"),
-        Stream("exp_avg_sq_scales", exp_avg_sq_scales, _FLOAT32, "scales"),
+        Stream("exp_avg_scales", exp_avg_scales, _FLOAT32, "scales", optional=True),
+        Stream("exp_avg_sq_scales", exp_avg_sq_scales, _FLOAT32, "scales", optional=True),
     )
 
 

@@ -28,8 +28,8 @@ def _body(
     streams = (
         Stream("params", params),
         Stream("grads", grads, restride=True),
-        Stream("momentum_buffers", momentum_buffers),
-        Stream("started", started, (torch.float32,), "one"),
+        Stream("momentum_buffers", momentum_buffers, optional=True),
+        Stream("started", started, (torch.float32,), "one", optional=True),
     )
     table = (cache or TableCache()).get(_OP, streams)
     native = _registry.native(params[0])
