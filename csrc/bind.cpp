@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bind_tensors.h"
 #include "cpu/isa.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"
@@ -15,6 +16,10 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   BIGMODEL_BIND_NORM(cpu, cpu);
   BIGMODEL_BIND_UPDATES(cpu, cpu);
+  cpu.def("adam_touch", [](bind::Address values, int64_t rows, int threads) {
+    py::gil_scoped_release release;
+    cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
+  });
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);
@@ -22,6 +27,7 @@ PYBIND11_MODULE(_C, m) {
   cpu.def("advise_huge_pages",
           [](bind::Address address, int64_t bytes) { cpu::advise_huge_pages(bind::pointer(address), bytes); });
 
+  m.def("describe_tensors", &bind::describe_tensors);
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;
   m.attr("compiler") = BIGMODEL_COMPILER;

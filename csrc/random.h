@@ -1,13 +1,7 @@
 // The random bits of stochastic rounding, the same on every device: a hash of a key and a counter.
 #pragma once
 
-#include <cstdint>
-
-#if defined(__CUDACC__)
-#define BIGMODEL_SHARED __host__ __device__
-#else
-#define BIGMODEL_SHARED
-#endif
+#include "op.h"
 
 namespace bigmodel {
 

@@ -18,7 +18,7 @@ namespace bigmodel {
 constexpr int kQuantised = 4;
 constexpr int64_t kQuantBlock = 256;
 
-constexpr int64_t bytes_of(int format) { return format == kQuantised ? 1 : size_of(DType(format)); }
+BIGMODEL_SHARED constexpr int64_t bytes_of(int format) { return format == kQuantised ? 1 : size_of(DType(format)); }
 
 struct Table {
   const int64_t* values;  // (columns, rows)

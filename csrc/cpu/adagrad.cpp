@@ -9,9 +9,9 @@ namespace bigmodel::cpu {
 namespace {
 
 constexpr Use kUses[kAdagradChunkStreams] = {
-    {true, true, -1, false},   // param
-    {true, false, -1, false},  // grad
-    {true, true, -1, false},   // sum
+    {true, true, false},   // param
+    {true, false, false},  // grad
+    {true, true, false},   // sum
 };
 
 }  // namespace

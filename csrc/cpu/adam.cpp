@@ -14,13 +14,13 @@ namespace bigmodel::cpu {
 namespace {
 
 constexpr Use kUses[kAdamChunkStreams] = {
-    {true, true, -1, false},                  // param
-    {true, false, -1, false},                 // grad
-    {true, true, kAdamExpAvgScale, true},     // exp_avg
-    {true, true, kAdamExpAvgSqScale, false},  // exp_avg_sq
-    {true, true, -1, false},                  // max_exp_avg_sq
-    {true, true, -1, false},                  // master
-    {true, true, -1, false},                  // ema
+    {true, true, true},                              // param
+    {true, false, true},                             // grad
+    {true, true, false, kAdamExpAvgScale, true},     // exp_avg
+    {true, true, false, kAdamExpAvgSqScale, false},  // exp_avg_sq
+    {true, true, false},                             // max_exp_avg_sq
+    {true, true, false},                             // master
+    {true, true, false},                             // ema
 };
 
 AdamScalars scalars_at(const Adam& a, double factor, double lr, double step) {
@@ -36,6 +36,11 @@ AdamScalars scalars_at(const Adam& a, double factor, double lr, double step) {
   s.eps = a.eps;
   s.one_less_ema_decay = 1 - a.ema_decay;
   return s;
+}
+
+template <class Kernel>
+Kernel kernel_of(const Kernel (&kernels)[kDTypes][kDTypes], const Chunk& chunk) {
+  return kernels[int(chunk.dtype[kAdamParam])][int(chunk.dtype[kAdamGrad])];
 }
 
 }  // namespace
@@ -56,7 +61,14 @@ void adam(const Adam& a, Exec exec) {
   const AdamTable& kernels = adam_table();
   update(
       a.table, kUses, 1, exec.index,
-      [&](const Chunk& chunk) { kernels.update[chunk.wide](chunk.stream, chunk.n, scalars[chunk.row]); }, stochastic);
+      [&](const Chunk& chunk) { kernel_of(kernels.update, chunk)(chunk.stream, chunk.n, scalars[chunk.row]); },
+      stochastic);
+}
+
+void adam_touch(const Table& table, Exec exec) {
+  const AdamTable& kernels = adam_table();
+  update(table, kUses, 1, exec.index,
+         [&](const Chunk& chunk) { kernel_of(kernels.touch, chunk)(chunk.stream, chunk.n); });
 }
 
 }  // namespace bigmodel::cpu

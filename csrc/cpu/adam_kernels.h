@@ -1,4 +1,4 @@
-// What csrc/cpu/adam.cpp asks of csrc/cpu/adam.isa.cpp: the update of one chunk, all streams in the compute type.
+// What csrc/cpu/adam.cpp asks of csrc/cpu/adam.isa.cpp: the update of one chunk.
 #pragma once
 
 #include "../ops/adam.h"
@@ -19,11 +19,12 @@ struct AdamScalars {
   double eps, one_less_ema_decay;
 };
 
+// By the dtypes of param and grad: float64 only together, the others in any mix; the other streams are of the compute
+// type.
 struct AdamTable {
-  // By compute type: 0 float, 1 double.
-  void (*update[2])(void* const* stream, int64_t n, const AdamScalars& scalars);
-  // Reads and writes the same streams and computes nothing.
-  void (*move[2])(void* const* stream, int64_t n);
+  void (*update[kDTypes][kDTypes])(void* const* stream, int64_t n, const AdamScalars& scalars);
+  // Reads and writes the same streams, and leaves every value as it was.
+  void (*touch[kDTypes][kDTypes])(void* const* stream, int64_t n);
 };
 
 #define BIGMODEL_DECLARE(isa)        \

@@ -8,8 +8,8 @@ namespace bigmodel::cpu {
 namespace {
 
 constexpr Use kUses[kEmaStreams] = {
-    {true, true, -1, false},   // average
-    {true, false, -1, false},  // value
+    {true, true, false},   // average
+    {true, false, false},  // value
 };
 
 }  // namespace

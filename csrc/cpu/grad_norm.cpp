@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kNormChunk = 16384;
 
-constexpr Use kUses[kGradStreams] = {{true, true, -1, false}};
+constexpr Use kUses[kGradStreams] = {{true, true, false}};
 
 double join(double a, double b, int power) {
   if (power != 0) return a + b;
@@ -27,7 +27,7 @@ double norm_of(const GradClip& a) {
 }  // namespace
 
 void grad_total(const GradTotal& a, Exec exec) {
-  const Line line(a.table);
+  const Line line(a.table, kNormChunk);
   const int threads = useful_threads(exec.index, line.elements());
   std::vector<int64_t> first(a.table.rows + 1);  // partial sum of a row
   for (int64_t row = 0; row < a.table.rows; ++row)
@@ -36,10 +36,12 @@ void grad_total(const GradTotal& a, Exec exec) {
   const auto& kernels = grad_norm_table().total[a.power];
   parallel_for(threads, threads, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
-      line.part(kNormChunk, part, threads, [&](int64_t row, int64_t at, int64_t n) {
+      line.part(part, threads, [&](int64_t row, int64_t from, int64_t to) {
         const int format = a.table.format(row, kGradValue);
-        const char* values = static_cast<const char*>(a.table.address(row, kGradValue)) + at * bytes_of(format);
-        partials[first[row] + at / kNormChunk] = kernels[format](values, n);
+        const char* values = static_cast<const char*>(a.table.address(row, kGradValue));
+        for (int64_t at = from; at < to; at += kNormChunk)
+          partials[first[row] + at / kNormChunk] =
+              kernels[format](values + at * bytes_of(format), std::min(kNormChunk, to - at));
       });
   });
   double total = 0;

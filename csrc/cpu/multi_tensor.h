@@ -24,12 +24,14 @@ constexpr int kMaxStreams = 8;
 // What an op does with a stream.
 struct Use {
   bool read, write;
-  int scales;      // the column of addresses of scales, counted as a stream, if it may be quantised
-  bool is_signed;  // of 8-bit codes
+  bool as_stored;          // the kernel converts 16-bit elements itself, if it computes in float
+  int scales = -1;         // the stream that holds the scales, if it may be quantised
+  bool is_signed = false;  // of 8-bit codes
 };
 
 struct Chunk {
-  void* stream[kMaxStreams];  // n values of the compute type; null where the row has no such stream
+  void* stream[kMaxStreams];  // n values; null where the row has no such stream
+  DType dtype[kMaxStreams];   // of the values: the compute type but where a Use says as_stored
   int64_t row, n;
   bool wide;  // the compute type is double
 };
@@ -57,10 +59,10 @@ inline double advance(const Table& table, int64_t row, int stream) {
   return *static_cast<float*>(step) += 1;
 }
 
-// The work of a table as one line: a row is its elements and a fixed cost. Cut at chunk borders only.
+// The work of a table as one line: a row is its elements and a fixed cost. Cut at multiples of `chunk` only.
 class Line {
  public:
-  explicit Line(const Table& table) : table_(table), first_(table.rows + 1) {
+  Line(const Table& table, int64_t chunk) : table_(table), chunk_(chunk), first_(table.rows + 1) {
     for (int64_t row = 0; row < table.rows; ++row) {
       first_[row + 1] = first_[row] + table.elements(row) + kRowCost;
       elements_ += table.elements(row);
@@ -68,14 +70,14 @@ class Line {
   }
   int64_t elements() const { return elements_; }
 
-  // Calls body(row, begin, n) for the chunks of part `index` of `count`.
+  // Calls body(row, begin, end) for what part `index` of `count` has of each row.
   template <class Body>
-  void part(int64_t chunk, int64_t index, int64_t count, Body body) const {
-    Place from = place(chunk, index, count), to = place(chunk, index + 1, count);
+  void part(int64_t index, int64_t count, Body body) const {
+    const Place from = place(index, count), to = place(index + 1, count);
     for (int64_t row = from.row; row <= to.row && row < table_.rows; ++row) {
-      int64_t begin = row == from.row ? from.element : 0;
-      int64_t end = row == to.row ? to.element : table_.elements(row);
-      for (; begin < end; begin += chunk) body(row, begin, std::min(chunk, end - begin));
+      const int64_t begin = row == from.row ? from.element : 0;
+      const int64_t end = row == to.row ? to.element : table_.elements(row);
+      if (begin < end) body(row, begin, end);
     }
   }
 
@@ -84,15 +86,16 @@ class Line {
 
   struct Place { int64_t row, element; };
 
-  Place place(int64_t chunk, int64_t index, int64_t count) const {
+  Place place(int64_t index, int64_t count) const {
     if (index == count) return {table_.rows, 0};
-    int64_t at = first_.back() / count * index;
-    int64_t row = std::upper_bound(first_.begin(), first_.end(), at) - first_.begin() - 1;
+    const int64_t at = first_.back() / count * index;
+    const int64_t row = std::upper_bound(first_.begin(), first_.end(), at) - first_.begin() - 1;
     if (row == table_.rows) return {row, 0};
-    return {row, std::min((at - first_[row]) / chunk * chunk, table_.elements(row))};
+    return {row, std::min((at - first_[row]) / chunk_ * chunk_, table_.elements(row))};
   }
 
   const Table& table_;
+  const int64_t chunk_;
   std::vector<int64_t> first_;
   int64_t elements_ = 0;
 };
@@ -110,7 +113,11 @@ struct Piece {
   int64_t row, begin, n;
   DType wanted;
 
-  bool direct(int stream) const { return table.format(row, stream) == int(wanted); }
+  bool direct(int stream, const Use& use) const {
+    const int format = table.format(row, stream);
+    return format == int(wanted) ||
+           (use.as_stored && wanted == DType::float32 && format != kQuantised && size_of(DType(format)) == 2);
+  }
   char* stored(int stream) const {
     char* base = static_cast<char*>(table.address(row, stream));
     return base ? base + begin * bytes_of(table.format(row, stream)) : nullptr;
@@ -150,32 +157,40 @@ inline DType compute_dtype(const Table& table, int64_t row, int deciding) {
   return DType::float32;
 }
 
-// Calls body(chunk) for every chunk of every row.
+// Calls body(chunk) for all of every row: in chunks where a stream has to be converted, else in one piece for a thread.
 template <int streams, class Body>
 void update(const Table& table, const Use (&uses)[streams], int deciding, int threads, Body body,
             const Stochastic& stochastic = {}) {
   static_assert(streams <= kMaxStreams, "a table has 8 bits of format for each stream");
-  const Line line(table);
+  const Line line(table, kUpdateChunk);
   threads = useful_threads(threads, line.elements());
   parallel_for(threads, threads, [&](int64_t first, int64_t last) {
     struct alignas(64) Scratch { char bytes[kUpdateChunk * sizeof(double)]; } scratch[streams];
     for (int64_t part = first; part < last; ++part)
-      line.part(kUpdateChunk, part, threads, [&](int64_t row, int64_t begin, int64_t n) {
-        const Piece piece{table, row, begin, n, compute_dtype(table, row, deciding)};
-        Chunk chunk{{}, row, n, piece.wanted == DType::float64};
+      line.part(part, threads, [&](int64_t row, int64_t begin, int64_t end) {
+        Piece piece{table, row, begin, end - begin, compute_dtype(table, row, deciding)};
+        Chunk chunk{{}, {}, row, piece.n, piece.wanted == DType::float64};
+        bool converts = false;
         for (int s = 0; s < streams; ++s) {
-          char* stored = piece.stored(s);
-          if (!stored || piece.direct(s)) {
-            chunk.stream[s] = stored;
-            continue;
-          }
-          chunk.stream[s] = scratch[s].bytes;
-          if (uses[s].read) piece.load(scratch[s].bytes, s, uses[s]);
+          chunk.stream[s] = piece.stored(s);
+          const bool direct = piece.direct(s, uses[s]) && s != stochastic.stream;
+          chunk.dtype[s] = direct ? DType(table.format(row, s)) : piece.wanted;
+          converts |= chunk.stream[s] && !direct;
         }
-        body(chunk);
-        for (int s = 0; s < streams; ++s)
-          if (uses[s].write && chunk.stream[s] == scratch[s].bytes)
-            piece.store(scratch[s].bytes, s, uses[s], stochastic);
+        if (!converts) return body(chunk);
+        for (; piece.begin < end; piece.begin += kUpdateChunk) {
+          chunk.n = piece.n = std::min(kUpdateChunk, end - piece.begin);
+          for (int s = 0; s < streams; ++s) {
+            chunk.stream[s] = piece.stored(s);
+            if (!chunk.stream[s] || (piece.direct(s, uses[s]) && s != stochastic.stream)) continue;
+            chunk.stream[s] = scratch[s].bytes;
+            if (uses[s].read) piece.load(scratch[s].bytes, s, uses[s]);
+          }
+          body(chunk);
+          for (int s = 0; s < streams; ++s)
+            if (uses[s].write && chunk.stream[s] == scratch[s].bytes)
+              piece.store(scratch[s].bytes, s, uses[s], stochastic);
+        }
       });
   });
 }

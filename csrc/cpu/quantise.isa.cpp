@@ -1,59 +1,19 @@
-// The dynamic code is arithmetic, not a search. Let u be a code's distance from the code of 0 (plus 1 if unsigned): the
-// 2^d values of a decade are the u in [2^d, 2^(d+1)), so d is the exponent of float(u), and
-//
-//   value = 10^(d - D) * (0.1 + 0.9 * (u - 2^d + 0.5) / 2^d),    D = 6 signed, 7 unsigned
-//
-// is linear in u with coefficients that a lookup of 8 entries gives. Back, d is the number of borders between decades
-// that lie below the value, and u the integer part of the inverse line.
+// 8-bit codes (dynamic_code.h) and stochastic rounding over one chunk, for one instruction set.
 #include "quantise.h"
 
+#include "../dynamic_code.h"
 #include "../random.h"
 #include "vec_codes.h"
 
 namespace bigmodel::cpu::BIGMODEL_ISA {
 namespace {
 
-constexpr int kDecades = 7;
-
-// Lines by d - first, first = 0 signed, 1 unsigned; entry 7 is the code of 1.
-struct Lines {
-  float slope[8], offset[8];   // value = slope * u + offset
-  float inverse[8], shift[8];  // u = floor(inverse * value + shift)
-  float last[8];               // the largest u of the decade: the border lies above its last step
-  float border[kDecades + 1];  // above border[i] begins decade i; the first is half of the least value
-};
-
-constexpr double power_of_ten(int exponent) {
-  double power = 1;
-  for (int i = 0; i < exponent; ++i) power *= 10;
-  return power;
-}
-
-constexpr Lines make_lines(int first) {
-  Lines lines{};
-  double below = 0;  // the value before this decade
-  for (int i = 0; i < kDecades; ++i) {
-    const double size = double(1 << (i + first)), unit = 1 / power_of_ten(kDecades - 1 - i);
-    lines.slope[i] = float(unit * 0.9 / size);
-    lines.offset[i] = float(unit * (0.1 - 0.9 + 0.45 / size));
-    lines.inverse[i] = float(size / (0.9 * unit));
-    lines.shift[i] = float(size - size / 9);
-    lines.last[i] = float(2 * size - 1);
-    lines.border[i] = float((below + unit * (0.1 + 0.45 / size)) / 2);
-    below = unit * (1 - 0.45 / size);
-  }
-  lines.offset[7] = 1;
-  lines.shift[7] = lines.last[7] = float(1 << (kDecades + first));
-  lines.border[7] = float((below + 1) / 2);
-  return lines;
-}
-
-constexpr Lines kSigned = make_lines(0), kUnsigned = make_lines(1);
+constexpr DynamicCode kSigned = dynamic_code(true), kUnsigned = dynamic_code(false);
 
 // One vector of values of codes, each times `scale`.
 template <bool is_signed>
 BIGMODEL_INLINE F32 decode(I32 code, F32 scale) {
-  constexpr const Lines& lines = is_signed ? kSigned : kUnsigned;
+  constexpr const DynamicCode& lines = is_signed ? kSigned : kUnsigned;
   I32 distance = is_signed ? code - 127 : code + 1;
   I32 u = is_signed ? (distance < 0 ? -distance : distance) : distance;
   F32 real = to_float(u);
@@ -68,7 +28,7 @@ BIGMODEL_INLINE F32 decode(I32 code, F32 scale) {
 // The codes nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code).
 template <bool is_signed>
 BIGMODEL_INLINE I32 encode(F32 value) {
-  constexpr const Lines& lines = is_signed ? kSigned : kUnsigned;
+  constexpr const DynamicCode& lines = is_signed ? kSigned : kUnsigned;
   U32 sign = bit_cast<U32>(value) & 0x80000000u;
   F32 magnitude = is_signed ? bit_cast<F32>(bit_cast<U32>(value) ^ sign) : value;
   I32 decade = I32{} - 1;

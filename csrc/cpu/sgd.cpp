@@ -9,9 +9,9 @@ namespace bigmodel::cpu {
 namespace {
 
 constexpr Use kUses[kSgdChunkStreams] = {
-    {true, true, -1, false},   // param
-    {true, false, -1, false},  // grad
-    {true, true, -1, false},   // momentum
+    {true, true, false},   // param
+    {true, false, false},  // grad
+    {true, true, false},   // momentum
 };
 
 // Whether this is a row's first step; it no longer is afterwards.

@@ -16,7 +16,7 @@ _SCRATCH_PER_ROW = 4  # float64
 
 
 def direct(*lists: Sequence[Tensor]) -> bool:
-    """Whether a call may skip torch's dispatcher; the tensors of a list are of one kind, so the first speaks for all."""
+    """Whether a call may skip torch's dispatcher; tensors of a list are of one kind, so the first speaks for all."""
     return _registry.direct([tensors[0] for tensors in lists if tensors])
 
 
@@ -52,9 +52,9 @@ def rate(op: str, table: Table, lr: float, lr_tensor: Tensor | None) -> tuple[fl
     return 0.0, scalar(op, "lr", lr_tensor, table, (torch.float32, torch.float64)), DTYPE_CODES[lr_tensor.dtype]
 
 
-def scratch(table: Table) -> int:
-    """The address of an accelerator's memory for what is computed once per row; none on a CPU."""
-    if table.device.type == "cpu":
+def scratch(table: Table, native: Any) -> int:
+    """The address of an accelerator's memory for what is computed once per row; the CPU keeps its own."""
+    if native is _registry._C.cpu:
         return 0
     if table.scratch is None:
         table.scratch = torch.empty(table.rows * _SCRATCH_PER_ROW, dtype=torch.float64, device=table.device)

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bigmodel import _native
 from bigmodel._native import DTYPE_CODES
 
 QUANT_BLOCK = 256
 _QUANTISED = 4
 _FORMATS = {**DTYPE_CODES, torch.uint8: _QUANTISED}
-_address, _size, _strides = Tensor.data_ptr, Tensor.size, Tensor.stride
+_describe_tensors = _native.load().describe_tensors
+_DLPACK = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
 Tensors = Sequence[Tensor | None]
 
@@ -33,6 +35,7 @@ class Stream(NamedTuple):
         dtypes: what is accepted.
         elements: "all", as many as the first stream, in the same order; "one"; or "scales", one for each QUANT_BLOCK.
         restride: a tensor in another order than the first stream's is copied, instead of refused (it is only read).
+        optional: whether the list may be empty and its entries None.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Stream(NamedTuple):
     dtypes: Sequence[torch.dtype] = tuple(DTYPE_CODES)
     elements: str = "all"
     restride: bool = False
+    optional: bool = False
 
 
 class Table:
@@ -59,11 +63,11 @@ class TableCache:
     __slots__ = ("_key", "_table")
 
     def __init__(self) -> None:
-        self._key: list | None = None
+        self._key: Any = None
         self._table: Table | None = None
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
-        key = [_describe(stream.tensors) for stream in streams]
+        key = _describe(tuple(stream.tensors for stream in streams))
         if self._table is None or key != self._key:
             self._table = build(op, streams)
             # A copy of a gradient holds the values of this call only.
@@ -71,19 +75,24 @@ class TableCache:
         return self._table
 
 
-def _describe(tensors: Tensors) -> list:
-    try:
-        addresses = list(map(_address, tensors))
-    except TypeError:  # some are None
-        return [None if t is None else (t.data_ptr(), t.dtype, t.size(), t.stride()) for t in tensors]
-    return [addresses, [t.dtype for t in tensors], list(map(_size, tensors)), list(map(_strides, tensors))]
+def _describe(lists: tuple[Tensors, ...]) -> Any:
+    """Address, dtype, device, size and strides of every tensor, to be compared."""
+    if _DLPACK is not None:
+        try:
+            return _describe_tensors(_DLPACK, lists)
+        except (BufferError, RuntimeError, TypeError):  # a tensor that DLPack has no words for; `build` has some
+            pass
+    return [
+        [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
+        for tensors in lists
+    ]
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:
     """Checks every tensor and lays the table out; TypeError or ValueError naming the op, the argument and the row."""
     first = streams[0].tensors
     for stream in streams:
-        if stream.tensors and len(stream.tensors) != len(first):
+        if len(stream.tensors) != len(first) and not (stream.optional and not stream.tensors):
             raise ValueError(
                 f"{op}: {stream.name} has {len(stream.tensors)} tensors, but {streams[0].name} has {len(first)}."
             )
@@ -95,17 +104,26 @@ def build(op: str, streams: Sequence[Stream]) -> Table:
     for place, stream in enumerate(streams):
         column = [0] * len(first)
         for row, tensor in enumerate(stream.tensors):
-            if tensor is None:
+            if tensor is None and stream.optional:
                 continue
             tensor = _accepted(op, stream, row, tensor, first[row], streams[0].name, device, copies)
             column[row] = tensor.data_ptr()
             if stream.elements != "scales":
                 formats[row] |= _FORMATS[tensor.dtype] << 8 * place
         columns.append(column)
+    for stream in streams:
+        if torch.uint8 in stream.dtypes:
+            _check_scales(op, stream, next(s for s in streams if s.name == stream.name[:-1] + "_scales"))
     values = array("q", sizes + formats)
     for column in columns:
         values.extend(column)
     return Table(values, len(first), device, copies)
+
+
+def _check_scales(op: str, codes: Stream, scales: Stream) -> None:
+    for row, tensor in enumerate(codes.tensors):
+        if tensor is not None and tensor.dtype is torch.uint8 and (not scales.tensors or scales.tensors[row] is None):
+            raise ValueError(f"{op}: {codes.name}[{row}] has 8-bit codes, but {scales.name} has no scales for them.")
 
 
 def _accepted(
@@ -128,8 +146,11 @@ def _accepted(
         if tensor.numel() != wanted or not tensor.is_contiguous():
             raise ValueError(f"{what} has {tensor.numel()} elements; it must be contiguous and have {wanted}.")
         return tensor
-    if tensor.dtype is torch.uint8 and tensor.numel() == like.numel() and tensor.is_contiguous():
-        return tensor  # codes lie flat, in the parameter's order of memory
+    if tensor.dtype is torch.uint8:
+        if like.dtype is torch.float64:
+            raise TypeError(f"{what} has 8-bit codes, but {like_name}[{row}] is float64, which they cannot serve.")
+        if tensor.numel() == like.numel() and tensor.is_contiguous():
+            return tensor  # codes lie flat, in the parameter's order of memory
     if tensor.shape != like.shape:
         raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {like_name}[{row}] is {tuple(like.shape)}.")
     if tensor is like:

@@ -32,10 +32,11 @@ def _body(
         Stream("steps", steps, (torch.float32, torch.float64), "one"),
     )
     table = (cache or TableCache()).get(_OP, streams)
-    _registry.native(params[0]).adagrad(
+    native = _registry.native(params[0])
+    native.adagrad(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
         *_multi_tensor.rate(_OP, table, lr, lr_tensor), lr_decay, weight_decay, eps,
-        _multi_tensor.scratch(table), *_registry.place(params[0]),
+        _multi_tensor.scratch(table, native), *_registry.place(params[0]),
     )  # fmt: skip
     _multi_tensor.wrote(params, sums, steps)
 

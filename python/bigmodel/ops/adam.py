@@ -25,20 +25,21 @@ _SCHEMA = (
 )
 
 
-def _streams(
+def streams(
     params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales
 ):
+    """The columns of the op's table, in the order of csrc/ops/adam.h."""
     return (
         Stream("params", params),
         Stream("grads", grads, restride=True),
         Stream("exp_avgs", exp_avgs, _STATES),
         Stream("exp_avg_sqs", exp_avg_sqs, _STATES),
-        Stream("max_exp_avg_sqs", max_exp_avg_sqs),
-        Stream("masters", masters, _FLOAT32),
-        Stream("emas", emas),
+        Stream("max_exp_avg_sqs", max_exp_avg_sqs, optional=True),
+        Stream("masters", masters, _FLOAT32, optional=True),
+        Stream("emas", emas, optional=True),
         Stream("steps", steps, _STEPS, "one"),
-        Stream("exp_avg_scales", exp_avg_scales, _FLOAT32, "scales"),
-        Stream("exp_avg_sq_scales", exp_avg_sq_scales, _FLOAT32, "scales"),
+        Stream("exp_avg_scales", exp_avg_scales, _FLOAT32, "scales", optional=True),
+        Stream("exp_avg_sq_scales", exp_avg_sq_scales, _FLOAT32, "scales", optional=True),
     )
 
 
@@ -52,11 +53,12 @@ def _body(
     lists = (
         params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales,
     )  # fmt: skip
-    table = (cache or TableCache()).get(_OP, _streams(*lists))
-    _registry.native(params[0]).adam(
+    table = (cache or TableCache()).get(_OP, streams(*lists))
+    native = _registry.native(params[0])
+    native.adam(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
         *_multi_tensor.rate(_OP, table, lr, lr_tensor), beta1, beta2, eps, weight_decay, ema_decay, decoupled,
-        seed is not None, (seed or 0) % 2**64, _multi_tensor.scratch(table), *_registry.place(params[0]),
+        seed is not None, (seed or 0) % 2**64, _multi_tensor.scratch(table, native), *_registry.place(params[0]),
     )  # fmt: skip
     _multi_tensor.wrote(
         params, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bigmodel import _check, _registry
+from bigmodel import _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.ops import _multi_tensor
 from bigmodel.ops._table import Stream, TableCache

@@ -28,14 +28,15 @@ def _body(
     streams = (
         Stream("params", params),
         Stream("grads", grads, restride=True),
-        Stream("momentum_buffers", momentum_buffers),
-        Stream("started", started, (torch.float32,), "one"),
+        Stream("momentum_buffers", momentum_buffers, optional=True),
+        Stream("started", started, (torch.float32,), "one", optional=True),
     )
     table = (cache or TableCache()).get(_OP, streams)
-    _registry.native(params[0]).sgd(
+    native = _registry.native(params[0])
+    native.sgd(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
         *_multi_tensor.rate(_OP, table, lr, lr_tensor), momentum, dampening, weight_decay, nesterov,
-        _multi_tensor.scratch(table), *_registry.place(params[0]),
+        _multi_tensor.scratch(table, native), *_registry.place(params[0]),
     )  # fmt: skip
     _multi_tensor.wrote(params, momentum_buffers, started)
 
