@@ -23,7 +23,7 @@ endif()
 set(isa_objects)
 foreach(isa IN LISTS BIGMODEL_ISAS)
   list(TRANSFORM BIGMODEL_OPS REPLACE "(.+)" "csrc/cpu/\\1.isa.cpp" OUTPUT_VARIABLE isa_sources)
-  add_library(bigmodel_cpu_${isa} OBJECT csrc/cpu/convert.isa.cpp ${isa_sources})
+  add_library(bigmodel_cpu_${isa} OBJECT csrc/cpu/convert.isa.cpp csrc/cpu/quantise.isa.cpp ${isa_sources})
   target_compile_definitions(bigmodel_cpu_${isa} PRIVATE BIGMODEL_ISA=${isa})
   target_compile_options(bigmodel_cpu_${isa} PRIVATE
     ${BIGMODEL_FLAGS_${isa}} -O3 -fno-math-errno -fno-trapping-math ${BIGMODEL_WARNINGS} ${BIGMODEL_SANITIZE_FLAGS})

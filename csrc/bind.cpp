@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bind_tensors.h"
 #include "cpu/isa.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"
@@ -14,17 +15,24 @@ using namespace bigmodel;
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   BIGMODEL_BIND_NORM(cpu, cpu);
+  BIGMODEL_BIND_UPDATES(cpu, cpu);
+  cpu.def("adam_touch", [](bind::Address values, int64_t rows, int threads) {
+    py::gil_scoped_release release;
+    cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
+  });
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);
   cpu.def("choose_isa", &cpu::choose_isa, py::arg("name"));
 
+  m.def("describe_tensors", &bind::describe_tensors);
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;
   m.attr("compiler") = BIGMODEL_COMPILER;
 #if BIGMODEL_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");
   BIGMODEL_BIND_NORM(cuda, cuda);
+  BIGMODEL_BIND_UPDATES(cuda, cuda);
   cuda.def("runtime_version", &cuda::runtime_version);
   cuda.def("driver_version", &cuda::driver_version);
   cuda.def("device_count", &cuda::device_count);

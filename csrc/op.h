@@ -4,13 +4,19 @@
 #include <cstdint>
 #include <stdexcept>
 
+#if defined(__CUDACC__)
+#define BIGMODEL_SHARED __host__ __device__
+#else
+#define BIGMODEL_SHARED
+#endif
+
 namespace bigmodel {
 
 // Element types; the codes are mirrored by bigmodel._native.DTYPE_CODES.
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
 constexpr int kDTypes = 4;
 
-constexpr int64_t size_of(DType dtype) {
+BIGMODEL_SHARED constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float32: return 4;
     case DType::float64: return 8;

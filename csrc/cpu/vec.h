@@ -138,6 +138,7 @@ template <class T> constexpr int kStep = 2 * kLanes<T>;
 BIGMODEL_OPERATOR(+)
 BIGMODEL_OPERATOR(-)
 BIGMODEL_OPERATOR(*)
+BIGMODEL_OPERATOR(/)
 #undef BIGMODEL_OPERATOR
 
 template <class T> BIGMODEL_INLINE Pack<T> splat(T value) { return {value - Vec<T>{}, value - Vec<T>{}}; }
@@ -146,6 +147,31 @@ template <class T> BIGMODEL_INLINE Pack<T> splat(T value) { return {value - Vec<
 template <class T> BIGMODEL_INLINE Pack<T> divide_or_zero(Pack<T> a, Pack<T> b) {
   constexpr Vec<T> zero{};
   return {b.lo == zero ? zero : a.lo / b.lo, b.hi == zero ? zero : a.hi / b.hi};
+}
+
+// The larger; NaN where either is.
+template <class T> BIGMODEL_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) { return (a < b) | (b != b) ? b : a; }
+template <class T> BIGMODEL_INLINE Pack<T> maximum(Pack<T> a, Pack<T> b) {
+  return {maximum<T>(a.lo, b.lo), maximum<T>(a.hi, b.hi)};
+}
+
+template <class T> BIGMODEL_INLINE Vec<T> square_root(Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm512_sqrt_ps(bit_cast<__m512>(v)));
+  else return Vec<T>(_mm512_sqrt_pd(bit_cast<__m512d>(v)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm256_sqrt_ps(bit_cast<__m256>(v)));
+  else return Vec<T>(_mm256_sqrt_pd(bit_cast<__m256d>(v)));
+#elif defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return Vec<T>(_mm_sqrt_ps(bit_cast<__m128>(v)));
+  else return Vec<T>(_mm_sqrt_pd(bit_cast<__m128d>(v)));
+#else
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = sizeof(T) == 4 ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+template <class T> BIGMODEL_INLINE Pack<T> square_root(Pack<T> v) {
+  return {square_root<T>(v.lo), square_root<T>(v.hi)};
 }
 
 // Vector by vector: a memcpy of the whole struct goes through the stack.

@@ -10,11 +10,12 @@ _HOMES = {
     "rms_norm": "bigmodel.ops",
     "add_layer_norm": "bigmodel.ops",
     "add_rms_norm": "bigmodel.ops",
+    "clip_grad_norm_": "bigmodel.optim",
     "convert": "bigmodel.convert",
     "revert": "bigmodel.convert",
     "ConvertReport": "bigmodel.convert",
 }
-_MODULES = ("compat", "nn", "ops")
+_MODULES = ("compat", "nn", "ops", "optim")
 
 __version__ = "0.1.0"
 __all__ = [*_HOMES, *_MODULES]

@@ -6,11 +6,13 @@ written; scratch may be read once it is written.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-_BYTES = (4, 2, 2, 8)  # float32, bfloat16, float16, float64: DType in csrc/op.h
+_BYTES = (4, 2, 2, 8, 1)  # float32, bfloat16, float16, float64: DType in csrc/op.h; 8-bit codes: csrc/table.h
 _FLOAT32, _FLOAT64 = 0, 3
+_QUANT_BLOCK = 256
 
 
 class Matrix(NamedTuple):
@@ -68,13 +70,108 @@ def _norm_backward(
     yield Matrix("bias", "input", bias, 1, cols, weight_dtype)
 
 
+def _rows(table, rows, names) -> Iterator[tuple[int, int, dict[str, tuple[int, int]]]]:
+    """(row, elements, {name: (address, format)}) of a table laid out as csrc/table.h says."""
+    values = (ctypes.c_int64 * (rows * (2 + len(names)))).from_address(table)
+    for row in range(rows):
+        formats = values[rows + row]
+        yield row, values[row], {
+            name: (values[(2 + i) * rows + row], formats >> 8 * i & 255 if i < 8 else _FLOAT32)
+            for i, name in enumerate(names)
+        }  # fmt: skip
+
+
+def _columns(table, rows, names, read=(), ones=(), scales=()) -> Iterator[Matrix]:
+    """The streams of a table: updated, but for those that are only read; some of one element, or one per block."""
+    for row, elements, streams in _rows(table, rows, names):
+        for name, (address, dtype) in streams.items():
+            size = 1 if name in ones else -(-elements // _QUANT_BLOCK) if name in scales else elements
+            yield Matrix(f"{name}[{row}]", "input" if name in read else "updated", address, 1, size, dtype)
+
+
+def _scalars(factor, grad_scale, found_inf) -> Iterator[Matrix]:
+    for name, address in (("factor", factor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
+        yield Matrix(name, "input", address, 1, 1, _FLOAT32)
+
+
+def _adam(table, rows, factor, grad_scale, found_inf, maximize, lr, lr_address, lr_dtype, *rest) -> Iterator[Matrix]:
+    names = ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "ema", "step",
+             "exp_avg_scale", "exp_avg_sq_scale")  # fmt: skip
+    yield from _columns(table, rows, names, ("grad",), ("step",), names[8:])
+    yield from _scalars(factor, grad_scale, found_inf)
+    yield Matrix("lr", "input", lr_address, 1, 1, lr_dtype)
+    yield Matrix("scratch", "scratch", rest[-3], rows, 4, _FLOAT64)
+
+
+def _sgd(table, rows, factor, grad_scale, found_inf, maximize, lr, lr_address, lr_dtype, *rest) -> Iterator[Matrix]:
+    yield from _columns(table, rows, ("param", "grad", "momentum", "started"), ("grad",), ("started",))
+    yield from _scalars(factor, grad_scale, found_inf)
+    yield Matrix("lr", "input", lr_address, 1, 1, lr_dtype)
+    yield Matrix("scratch", "scratch", rest[-3], rows, 4, _FLOAT64)
+
+
+def _adagrad(table, rows, factor, grad_scale, found_inf, maximize, lr, lr_address, lr_dtype, *rest) -> Iterator[Matrix]:
+    yield from _columns(table, rows, ("param", "grad", "sum", "step"), ("grad",), ("step",))
+    yield from _scalars(factor, grad_scale, found_inf)
+    yield Matrix("lr", "input", lr_address, 1, 1, lr_dtype)
+    yield Matrix("scratch", "scratch", rest[-3], rows, 4, _FLOAT64)
+
+
+def _ema(table, rows, decay, index, stream) -> Iterator[Matrix]:
+    yield from _columns(table, rows, ("average", "value"), ("value",))
+
+
+def _grad_total(total, partials, table, rows, power, index, stream, *, count) -> Iterator[Matrix]:
+    yield Matrix("total", "output", total, 1, 1, _FLOAT64)
+    yield Matrix("partials", "scratch", partials, 1, count(table, rows), _FLOAT64)
+    yield from _columns(table, rows, ("grad",), ("grad",))
+
+
+def _grad_clip(
+    norm,
+    factor,
+    skip,
+    skipped,
+    total,
+    grad_scale,
+    found_inf,
+    norm_dtype,
+    power,
+    max_norm,
+    skip_nonfinite,
+    index,
+    stream,
+) -> Iterator[Matrix]:
+    yield Matrix("norm", "output", norm, 1, 1, norm_dtype)
+    yield Matrix("factor", "output", factor, 1, 1, _FLOAT32)
+    yield Matrix("skip", "output", skip, 1, 1, _FLOAT32)
+    yield Matrix("skipped", "updated", skipped, 1, 1, _FLOAT32)
+    yield Matrix("total", "input", total, 1, 1, _FLOAT64)
+    yield from _scalars(0, grad_scale, found_inf)
+
+
+def _grad_scale(table, rows, factor, index, stream) -> Iterator[Matrix]:
+    yield from _columns(table, rows, ("grad",))
+    yield from _scalars(factor, 0, 0)
+
+
 def of(module) -> dict[str, Callable[..., Iterator[Matrix]]]:
     """The contracts of a module's functions by name; functions that touch no tensor have none."""
 
     def norm_backward(*args):
         return _norm_backward(*args, blocks=module.norm_backward_blocks)
 
+    def grad_total(*args):
+        return _grad_total(*args, count=module.grad_total_partials)
+
     return {
+        "adam": _adam,
+        "sgd": _sgd,
+        "adagrad": _adagrad,
+        "ema": _ema,
+        "grad_total": grad_total,
+        "grad_clip": _grad_clip,
+        "grad_scale": _grad_scale,
         "layer_norm_forward": _norm_forward,
         "rms_norm_forward": _norm_forward,
         "layer_norm_backward": norm_backward,

@@ -94,7 +94,7 @@ class Executor:
     def call(self, function, buffers: Iterable[Matrix], *args):
         """function(*args), which may touch these buffers and must write its outputs."""
         roles = _executor().Role
-        present = [matrix for matrix in buffers if matrix.address]
+        present = [matrix for matrix in buffers if matrix.address and matrix.cols]
         with _one_call:
             try:
                 for matrix in present:

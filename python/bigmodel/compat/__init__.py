@@ -1,5 +1,5 @@
 """The names of libraries whose users can move here; each mirrors the other library's module paths and signatures."""
 
-from bigmodel.compat import apex
+from bigmodel.compat import apex, deepspeed
 
-__all__ = ["apex"]
+__all__ = ["apex", "deepspeed"]

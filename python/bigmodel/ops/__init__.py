@@ -1,5 +1,22 @@
 """The ops, one file each."""
 
+from bigmodel.ops.adagrad import adagrad_
+from bigmodel.ops.adam import adam_
+from bigmodel.ops.ema import ema_
+from bigmodel.ops.grad_norm import grad_clip, grad_scale_, grad_total
 from bigmodel.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from bigmodel.ops.sgd import sgd_
 
-__all__ = ["add_layer_norm", "add_rms_norm", "layer_norm", "rms_norm"]
+__all__ = [
+    "adagrad_",
+    "adam_",
+    "add_layer_norm",
+    "add_rms_norm",
+    "ema_",
+    "grad_clip",
+    "grad_scale_",
+    "grad_total",
+    "layer_norm",
+    "rms_norm",
+    "sgd_",
+]

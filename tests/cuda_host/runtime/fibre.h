@@ -20,11 +20,11 @@ void start(Fibre& fibre, uintptr_t stack_low, uintptr_t stack_high, void (*entry
 // Stacks side by side, each above a page that faults; memory is taken from the system as it is touched.
 class Stacks {
  public:
-  static constexpr size_t kBytes = 64 * 1024;
+  static constexpr size_t kBytes = 128 * 1024;  // a kernel's arguments alone may take 32
   ~Stacks();
   void reserve(size_t count);
   uintptr_t low(size_t i) const { return base_ + i * kBytes + kGuard; }
-  // Staggered by a cache line each: tops at one distance of 64 KiB would all share a few sets of the caches.
+  // Staggered by a cache line each: tops at one distance of 128 KiB would all share a few sets of the caches.
   uintptr_t high(size_t i) const { return base_ + (i + 1) * kBytes - i % 256 * 64; }
 
  private:

@@ -18,7 +18,7 @@ constexpr Device kDevices[] = {
     {"sm_90 (H100 MIG 1g)", 9, 0, 16, 227 * 1024, 228 * 1024, 8, 16},
 };
 constexpr uint32_t kGridX = 2147483647, kGridYZ = 65535, kBlockXY = 1024, kBlockZ = 64;
-constexpr size_t kArgumentBytes = 4096;
+constexpr size_t kArgumentBytes = 32764;  // from sm_70 and CUDA 12.1 on
 
 thread_local int current_index = 0;
 std::map<const void*, KernelAttributes> attributes_of;
@@ -52,7 +52,7 @@ void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, size_
   require(dynamic_bytes <= kernel.dynamic_shared_bytes,
           std::to_string(dynamic_bytes) + " bytes of dynamic shared memory; this kernel may have " +
               std::to_string(kernel.dynamic_shared_bytes) + " (cudaFuncAttributeMaxDynamicSharedMemorySize)");
-  require(arguments_bytes <= kArgumentBytes, std::to_string(arguments_bytes) + " bytes of arguments; at most 4096");
+  require(arguments_bytes <= kArgumentBytes, std::to_string(arguments_bytes) + " bytes of arguments; at most 32764");
 }
 
 // Static shared memory is known once the kernel has run: it is what was touched.

@@ -3,8 +3,8 @@
 What is mirrored, and where it differs: docs/compat-apex.md. Checked against NVIDIA/apex of July 2026.
 """
 
-from bigmodel.compat.apex import contrib, normalization, transformer
+from bigmodel.compat.apex import contrib, normalization, optimizers, transformer
 from bigmodel.compat.apex._absent import attributes_of
 
-__all__ = ["contrib", "normalization", "transformer"]
+__all__ = ["contrib", "normalization", "optimizers", "transformer"]
 __getattr__ = attributes_of(__name__)

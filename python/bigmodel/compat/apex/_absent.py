@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 _ROOT = "bigmodel.compat.apex"
-_PROVIDED = "normalization, normalization.fused_layer_norm, contrib.layer_norm and transformer.layers"
+_PROVIDED = "normalization, normalization.fused_layer_norm, contrib.layer_norm, optimizers and transformer.layers"
 _INSTEAD = {
     "amp": "torch.amp",
     "fp16_utils": "torch.amp",
     "parallel": "torch.nn.parallel.DistributedDataParallel and torch.nn.SyncBatchNorm",
-    "optimizers": "torch.optim with fused=True",
-    "contrib.optimizers": "torch.optim with fused=True",
-    "contrib.clip_grad": "torch.nn.utils.clip_grad_norm_",
+    "optimizers.FusedSGD": "bigmodel.optim.SGD",
+    "optimizers.FusedAdagrad": "bigmodel.optim.Adagrad",
+    "contrib.optimizers": "optimizers.FusedAdam",
+    "contrib.clip_grad": "bigmodel.clip_grad_norm_",
     "contrib.xentropy": "torch.nn.functional.cross_entropy",
     "contrib.group_norm": "torch.nn.GroupNorm",
 }

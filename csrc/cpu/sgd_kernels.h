@@ -1,0 +1,37 @@
+// What csrc/cpu/sgd.cpp asks of csrc/cpu/sgd.isa.cpp: the update of one chunk, all streams in the compute type.
+#pragma once
+
+#include "../ops/sgd.h"
+#include "isa.h"
+
+namespace bigmodel::cpu {
+
+constexpr int kSgdChunkStreams = kSgdStarted;  // the streams that a kernel sees
+
+struct SgdScalars {
+  double factor;  // of the gradient
+  double weight_decay, lr;
+  double kept, added;  // the buffer becomes kept * buffer + added * g
+  double ahead;        // of the buffer, added to `own` * g for the step
+  double own;
+};
+
+struct SgdTable {
+  void (*update[2])(void* const* stream, int64_t n, const SgdScalars& scalars);  // by compute type: float, double
+};
+
+#define BIGMODEL_DECLARE(isa)      \
+  namespace isa {                  \
+  extern const SgdTable sgd_table; \
+  }
+BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
+#undef BIGMODEL_DECLARE
+
+inline const SgdTable& sgd_table() {
+#define BIGMODEL_ENTRY(isa) &isa::sgd_table,
+  static const SgdTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
+#undef BIGMODEL_ENTRY
+  return *tables[isa_index()];
+}
+
+}  // namespace bigmodel::cpu

@@ -1,0 +1,215 @@
+"""Cases of the Adam row: whole optimizer steps, in every form that the row has and stock training code writes by hand.
+
+Bytes that must move per parameter, each stream once:
+
+    step        28   param, exp_avg, exp_avg_sq read and written, grad read
+    clip + EMA  40   the step, the gradient once more for the norm, the average read and written
+    8-bit       16   param read and written, grad read, one byte for each state read and written (scales: 0.06 more)
+    masters     26   master, exp_avg, exp_avg_sq read and written, bfloat16 grad read, bfloat16 param written
+
+"touch" is a kernel of ours that reads and writes the step's streams and computes nothing: the roof of this access
+pattern, where "copy" is that of two streams.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from bigmodel import _native, optim
+from bigmodel.benchmarks import _updates
+from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal
+from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, Workload
+from bigmodel.ops._table import build
+from bigmodel.ops.adam import streams
+
+LR, BETAS, EPS, DECAY, EMA_DECAY, MAX_NORM = 1e-3, (0.9, 0.999), 1e-8, 1e-2, 0.999, 1.0
+STEP, CLIP_EMA, EIGHT_BIT, MASTERS = "step", "clip+ema step", "8-bit step", "master step"
+BYTES = {STEP: 28, CLIP_EMA: 40, EIGHT_BIT: 16, MASTERS: 26}
+OPTIONS: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
+OURS_OPTIONS: dict[str, dict[str, Any]] = {
+    STEP: {},
+    CLIP_EMA: {"max_grad_norm": MAX_NORM, "ema_decay": EMA_DECAY},
+    EIGHT_BIT: {"state_dtype": "8bit"},
+    MASTERS: {"master_weights": True},
+}
+FUSED, FOREACH, TOUCH, BY_HAND = "fused", "foreach", "touch", "copies by hand"
+
+
+def _contenders(mode: str, device: str) -> tuple[str, ...]:
+    peers = _updates.present("bitsandbytes", "deepspeed") if device == "cpu" else _updates.present("apex")
+    if mode == STEP:
+        return (OURS, FUSED, FOREACH, *([TOUCH] if device == "cpu" else ["compile"]), *peers)
+    if mode == EIGHT_BIT:
+        return (OURS, *(peer for peer in peers if peer == "bitsandbytes"))
+    return (OURS, FUSED if mode == CLIP_EMA else BY_HAND)
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+
+def _ours(mode: str, params: list[Parameter]) -> Contender:
+    optimizer = optim.AdamW(params, **OPTIONS, **OURS_OPTIONS[mode])
+    if mode != CLIP_EMA:
+        return _updates.step(optimizer.step, params)
+
+    def call():
+        optimizer.step()
+        return [optimizer.state[p]["ema"] for p in params]
+
+    return Contender(call)
+
+
+def _peer(name: str, mode: str, params: list[Parameter]) -> Contender:
+    if name == "bitsandbytes":
+        from bitsandbytes import optim as peer
+
+        optimizer = (peer.AdamW8bit if mode == EIGHT_BIT else peer.AdamW32bit)(params, **OPTIONS)
+    elif name == "deepspeed":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer = DeepSpeedCPUAdam(params, **OPTIONS)
+    else:
+        from apex.optimizers import FusedAdam
+
+        optimizer = FusedAdam(params, **OPTIONS)
+    return _updates.step(optimizer.step, params)
+
+
+def _stock(name: str, params: list[Parameter]) -> Contender:
+    if name != "compile":
+        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **{name: True}).step, params)
+    torch.compiler.reset()
+    optimizer = torch.optim.AdamW(params, **OPTIONS, capturable=True)
+    return _updates.step(torch.compile(optimizer.step, fullgraph=False), params)
+
+
+def _stock_clip_ema(params: list[Parameter]) -> Contender:
+    """What stock training code writes; clipping writes into gradients, so these are its own."""
+    for p in params:
+        p.grad = p.grad.clone()
+    optimizer = torch.optim.AdamW(params, **OPTIONS, fused=True)
+    averages = [p.detach().clone() for p in params]
+
+    def call():
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM, foreach=True)
+        optimizer.step()
+        torch._foreach_lerp_(averages, params, 1 - EMA_DECAY)
+
+    return _updates.step(call, averages)
+
+
+def _copies_by_hand(params: list[Parameter]) -> Contender:
+    """float32 parameters and a gradient buffer that is kept, around torch's fused step."""
+    masters = [Parameter(p.detach().float()) for p in params]
+    for master in masters:
+        master.grad = torch.empty_like(master)
+    grads = [p.grad for p in params]
+    optimizer = torch.optim.AdamW(masters, **OPTIONS, fused=True)
+
+    def call():
+        torch._foreach_copy_([master.grad for master in masters], grads)
+        optimizer.step()
+        torch._foreach_copy_(params, masters)
+
+    return _updates.step(torch.no_grad()(call), params)
+
+
+def _touch(params: list[Parameter]) -> Contender:
+    def state() -> list[Tensor]:
+        return [torch.zeros_like(p) for p in params]
+
+    grads, steps = [p.grad for p in params], [torch.zeros(()) for _ in params]
+    lists = ([p.detach() for p in params], grads, state(), state(), steps, (), (), (), (), ())
+    table = build("touch", streams(*lists))
+    call = partial(_native.load().cpu.adam_touch, table.pointer, table.rows, torch.get_num_threads())
+    return _updates.step(call, params, [table, *lists])
+
+
+def _make(mode: str, values: list[Tensor], grads: list[Tensor], name: str) -> Contender:
+    params = _updates.parameters(values, grads)
+    if name == OURS:
+        return _ours(mode, params)
+    if name == TOUCH:
+        return _touch(params)
+    if name == BY_HAND:
+        return _copies_by_hand(params)
+    if mode == CLIP_EMA:
+        return _stock_clip_ema(params)
+    return _stock(name, params) if name in (FUSED, FOREACH, "compile") else _peer(name, mode, params)
+
+
+# --- workloads --------------------------------------------------------------------------------------------------------
+
+
+def _expected(mode: str, values: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """After the first step from zero moments, where corrected moments are the gradient and its square."""
+    clip = 1.0
+    if mode == CLIP_EMA:
+        norm = torch.stack([g.double().square().sum() for g in grads]).sum().sqrt()
+        clip = (MAX_NORM / (norm + 1e-6)).clamp(max=1).item()
+    expected = []
+    for value, grad in zip(values, grads, strict=True):
+        w, g = value.double(), grad.double() * clip
+        after = w * (1 - LR * DECAY) - LR * g / (g.abs() + EPS)
+        expected.append(w + (1 - EMA_DECAY) * (after - w) if mode == CLIP_EMA else after)
+    return expected
+
+
+def _build(mode: str, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> Workload:
+    values, grads = _updates.normal(shape, dtype, device), _updates.normal(shape, dtype, device, seed=1)
+    return Workload(partial(_make, mode, values, grads), _expected(mode, values, grads))
+
+
+def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) -> Case:
+    return Case(
+        op="adamw",
+        mode=mode,
+        dtype=dtype,
+        shape=shape,
+        bytes=BYTES[mode] * shape[0] * shape[1],
+        contenders=_contenders(mode, device),
+        build=partial(_build, mode, dtype, shape),
+        launch_bound=shape == _updates.MANY,
+    )
+
+
+# --- the group: what `bigmodel bench adam` measures and is held to ----------------------------------------------------
+
+
+def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
+    large = _updates.large(device, quick)
+    chosen = [(STEP, torch.float32, large), (CLIP_EMA, torch.float32, large), (STEP, torch.float32, _updates.MANY)]
+    chosen += [(EIGHT_BIT, torch.float32, large), (MASTERS, torch.bfloat16, large)]
+    return [_case(device, *which) for which in chosen]
+
+
+def goals(device: str) -> list[Goal]:
+    """What the row promises on a kind of device."""
+    large, float32, bfloat16 = _updates.large(device), torch.float32, torch.bfloat16
+
+    def goal(mode, dtype, shape, against, limit, pages=DEFAULT_PAGES):
+        case = _case(device, mode, dtype, shape).name
+        return Goal(f"{case} against {against}, {pages}", pages, case, against, limit)
+
+    if device == "cuda":
+        others = [goal(STEP, float32, large, other, 1) for other in (FUSED, "apex", "compile")]
+        return [goal(STEP, float32, large, COPY, 0.9), *others]
+    result = []
+    for pages in (DEFAULT_PAGES, HUGE_PAGES):
+        result += [
+            goal(STEP, float32, large, FUSED, 1.05, pages),
+            goal(STEP, float32, large, "deepspeed", 1.1, pages),
+            goal(STEP, float32, large, TOUCH, 0.9, pages),
+            goal(CLIP_EMA, float32, large, FUSED, 1.5, pages),
+            goal(STEP, float32, _updates.MANY, FUSED, 4, pages),
+            goal(STEP, float32, _updates.MANY, "deepspeed", 1, pages),
+            goal(EIGHT_BIT, float32, large, "bitsandbytes", 5, pages),
+            goal(MASTERS, bfloat16, large, BY_HAND, 1.4, pages),
+        ]
+    return result

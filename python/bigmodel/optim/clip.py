@@ -1,0 +1,78 @@
+"""Clipping of gradients by their global norm, for other optimizers."""
+
+from __future__ import annotations
+
+import math
+import types
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bigmodel.ops import grad_clip, grad_scale_
+from bigmodel.optim import _total
+from bigmodel.optim._distributed import device_of, is_dtensor, local_gradient, spread_of
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_: scales all gradients in place by min(1, max_norm / (norm + 1e-6)).
+
+    Reads the gradients once, and writes them only if they are to be clipped. Deterministic, and independent of the
+    number of threads.
+
+    Args:
+        parameters: a tensor or tensors with gradients on any devices, DTensors included; None gradients are left out.
+        max_norm: what the norm is brought down to.
+        norm_type: 1, 2 and inf are computed here; any other is torch's.
+        error_if_nonfinite: RuntimeError if the norm is infinite or NaN; waits for the device.
+        foreach: accepted, without effect.
+
+    Returns:
+        The norm before clipping, over all shards and devices: a plain scalar tensor on the first gradient's device,
+        float32 (float64 if a gradient is).
+    """
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    else:
+        generator = isinstance(parameters, types.GeneratorType)
+        parameters = list(parameters)
+        if generator and not parameters:
+            warnings.warn(
+                "`parameters` is an empty generator, no gradient clipping will occur.", UserWarning, stacklevel=3
+            )
+    norm_type = float(norm_type)
+    if norm_type not in (1.0, 2.0, math.inf):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    parts: _total.Parts = {}
+    for param in parameters:
+        grad = param.grad
+        if grad is None and not (is_dtensor(param) and param.requires_grad):
+            continue
+        part = parts.setdefault((device_of(param), spread_of(param)), [])
+        if grad is not None:
+            if grad.layout is not torch.strided:
+                raise RuntimeError("clip_grad_norm_ does not support sparse gradients; use torch.nn.utils's.")
+            part.append(local_gradient(param, grad))
+    if not parts:
+        return torch.tensor(0.0)
+    home = next(iter(parts))[0]
+    total = _total.total(parts, norm_type, home)
+    clip = grad_clip(total, float(max_norm), norm_type, norm_dtype=_total.norm_dtype(parts))
+    if error_if_nonfinite and not clip.norm.isfinite():
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+            "`error_if_nonfinite=False`"
+        )
+    for (device, _), grads in parts.items():
+        if grads:
+            grad_scale_(grads, clip.factor.to(device, non_blocking=True))
+    return clip.norm

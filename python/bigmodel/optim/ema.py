@@ -1,0 +1,127 @@
+"""An exponential moving average of a model's weights, beside any optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bigmodel.ops import ema_
+from bigmodel.ops._table import TableCache
+from bigmodel.optim import _state
+from bigmodel.optim._distributed import local
+
+
+class EMA:
+    """Keeps `average = average + (1 - decay) * (weight - average)` of every parameter that requires a gradient.
+
+    `bigmodel.optim.AdamW(..., ema_decay=...)` does the same in the pass of its update.
+
+        ema = bigmodel.optim.EMA(model, 0.999)
+        ...
+        optimizer.step()
+        ema.update()
+        ...
+        with ema.weights():
+            evaluate(model)
+
+    Averages start as the weights, and are float32, float64 for a float64 parameter, with DTensors' placements. Buffers
+    (the statistics of a BatchNorm) stay the model's own. A parameter that requires a gradient later joins in the next
+    update.
+
+    Args:
+        model: whose parameters are averaged.
+        decay: how much of the average each update keeps, from 0 to below 1.
+
+    Attributes:
+        decay: may be changed between updates.
+        averages: by parameter name.
+
+    Raises:
+        ValueError: decay is not in that range.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"bigmodel.optim.EMA: decay is {decay}; it must be at least 0 and below 1.")
+        self.model, self.decay = model, decay
+        self.averages: dict[str, Tensor] = {}
+        self._caches: dict[torch.device, TableCache] = defaultdict(TableCache)
+        self._swapped = False
+        self._parameters()
+
+    def _parameters(self) -> list[tuple[Tensor, Tensor]]:
+        """Every average with its parameter; new ones start here."""
+        pairs = []
+        for name, param in self.model.named_parameters():
+            if name not in self.averages and param.requires_grad:
+                self.averages[name] = _state.copy_of(param, _state.wide(param))
+            if name in self.averages:
+                if local(self.averages[name]).device != local(param).device:
+                    self.averages[name] = self.averages[name].to(param.device)
+                pairs.append((self.averages[name], param))
+        return pairs
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the averages towards the weights; call it after each step.
+
+        Raises:
+            RuntimeError: inside `weights()`.
+        """
+        if self._swapped:
+            raise RuntimeError("bigmodel.optim.EMA: update() was called inside weights(); leave it first.")
+        by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+        for average, param in self._parameters():
+            averages, values = by_device.setdefault(local(param).device, ([], []))
+            averages.append(local(average))
+            values.append(local(param))
+        for device, (averages, values) in by_device.items():
+            ema_(averages, values, self.decay, cache=self._caches[device])
+
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[None]:
+        """Has the averages in the model inside the `with`, and the weights again after it, bit for bit.
+
+        What else is written to the parameters inside is lost. See `AdamW.ema_weights` for FSDP2.
+        """
+        if self._swapped:
+            raise RuntimeError("bigmodel.optim.EMA: weights() was called inside weights().")
+        self._swapped = True
+        with torch.no_grad():
+            pairs = [(local(average), local(param)) for average, param in self._parameters()]
+            kept = [param.clone() for _, param in pairs]
+            for average, param in pairs:
+                param.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (_, param), weight in zip(pairs, kept, strict=True):
+                    param.copy_(weight)
+            self._swapped = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"decay", "averages": by parameter name}."""
+        return {"decay": self.decay, "averages": dict(self.averages)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes decay and averages from a state_dict; parameters that it does not have keep the averages they have.
+
+        Raises:
+            ValueError: it has averages for parameters that the model does not have.
+        """
+        params = dict(self.model.named_parameters())
+        unknown = sorted(set(state_dict["averages"]) - set(params))
+        if unknown:
+            raise ValueError(f"bigmodel.optim.EMA: what is loaded has {unknown[0]!r}, which the model does not have.")
+        self.decay = state_dict["decay"]
+        for name, value in state_dict["averages"].items():
+            value = _state.restored(params[name], "ema", value)
+            self.averages[name] = _state.copy_of(value, _state.wide(params[name]))

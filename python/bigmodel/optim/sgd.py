@@ -1,0 +1,79 @@
+"""Stochastic gradient descent with momentum: torch.optim's, in one pass (csrc/ops/sgd.h)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigmodel.ops import sgd_
+from bigmodel.optim import _state
+from bigmodel.optim._distributed import is_dtensor, local
+from bigmodel.optim._optimizer import Batch, FusedOptimizer
+
+
+class SGD(FusedOptimizer, torch.optim.SGD):
+    """torch.optim.SGD in one pass over memory, with the clipping, skipping and unscaling that AdamW has.
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: torch.optim's.
+        foreach, fused: accepted and kept for torch, without effect. differentiable=True is refused.
+        max_grad_norm, skip_nonfinite: as in `bigmodel.optim.AdamW`.
+
+    Momentum buffers are float32, float64 for a float64 parameter. With dampening a state has one more key, `started`.
+
+    Raises:
+        ValueError: torch.optim's, with its messages; a parameter twice; differentiable.
+        RuntimeError: from `step`, for sparse gradients.
+    """
+
+    def __init__(
+        self, params, lr=1e-3, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, maximize=False, foreach=None,
+        differentiable=False, fused=None, max_grad_norm=None, skip_nonfinite=False,
+    ) -> None:  # fmt: skip
+        self._configure(differentiable, max_grad_norm, skip_nonfinite)
+        super().__init__(
+            params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize, foreach=foreach, fused=fused
+        )
+
+    def _sparse_message(self) -> str:
+        return "SGD does not support sparse gradients here, please use torch.optim.SGD instead"
+
+    def _stateful(self, group: dict[str, Any]) -> bool:
+        return group["momentum"] != 0
+
+    def _settings(self, batch: Batch) -> Any:
+        return batch.group["momentum"] != 0, batch.group["dampening"] != 0
+
+    def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if group["momentum"] == 0:
+            return
+        began = state.get("momentum_buffer") is not None
+        _state.conform(state, "momentum_buffer", param, _state.wide(param))
+        if group["dampening"] != 0 and "started" not in state:
+            state["started"] = torch.full((), float(began), device=local(param).device)
+
+    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+        rows, group = self._ready(batch), batch.group
+        buffers, started = [], []
+        if group["momentum"] != 0:
+            buffers = [local(state["momentum_buffer"]) for state in batch.states]
+            if group["dampening"] != 0:
+                started = [state["started"] for state in batch.states]
+        sgd_(
+            batch.params,
+            batch.grads,
+            buffers,
+            started,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            cache=rows.cache,
+            **control,
+        )
+        if batch.params is not batch.owners:
+            torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])
