@@ -90,8 +90,7 @@ def _stock(name: str, params: list[Parameter]) -> Contender:
 
 def _stock_clip_ema(params: list[Parameter]) -> Contender:
     """What stock training code writes; clipping writes into gradients, so these are its own."""
-    for p in params:
-        p.grad = p.grad.clone()
+    params = _updates.parameters([p.detach() for p in params], [p.grad.clone() for p in params if p.grad is not None])
     optimizer = torch.optim.AdamW(params, **OPTIONS, fused=True)
     averages = [p.detach().clone() for p in params]
 

@@ -68,7 +68,8 @@ class TableCache:
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
         key = _describe(tuple(stream.tensors for stream in streams))
-        if self._table is None or key != self._key:
+        if key is None or key != self._key:
+            self._key = None
             self._table = build(op, streams)
             # A copy of a gradient holds the values of this call only.
             self._key = None if self._table._copies else key
@@ -76,16 +77,16 @@ class TableCache:
 
 
 def _describe(lists: tuple[Tensors, ...]) -> Any:
-    """Address, dtype, device, size and strides of every tensor, to be compared."""
-    if _DLPACK is not None:
-        try:
+    """Address, dtype, device, size and strides of every tensor, to be compared; None if `build` will refuse one."""
+    try:
+        if _DLPACK is not None:
             return _describe_tensors(_DLPACK, lists)
-        except (BufferError, RuntimeError, TypeError):  # a tensor that DLPack has no words for; `build` has some
-            pass
-    return [
-        [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
-        for tensors in lists
-    ]
+        return [
+            [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
+            for tensors in lists
+        ]
+    except (AttributeError, BufferError, RuntimeError, TypeError):
+        return None
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:
