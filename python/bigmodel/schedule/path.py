@@ -1,0 +1,223 @@
+"""One job at given prices: its cheapest schedule by dynamic programming over (slot, work left, configuration).
+
+Work left lives on a grid. With `optimistic` every rounding favours the job, so the value is a lower bound on any
+schedule's cost; without, every rounding is against it, so the schedule found does the whole work. Values at a slot:
+
+    idle[s][i]    nothing runs at the beginning of s and i units are left; a start loses start-up and restart
+    run[k][s][i]  configuration k ran in slot s - 1 and may go on without loss
+
+A start commits to max(min_run, slots of set-up) slots, in which the job may only stop because it is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigmodel.schedule.instance import JobData
+
+UNITS_PER_SLOT = 12  # grid of schedules: their own work is followed exactly, so a coarse one costs little
+BOUND_UNITS_PER_SLOT = 24  # grid of bounds: half a unit per slot is given away
+MOST_UNITS = 3000
+_EPS = 1e-9
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """cost at the given prices; use: (slot, pool, devices) triples in order of slot."""
+
+    cost: float
+    use: tuple[tuple[int, int, int], ...]
+
+
+class Table:
+    """The values of one job at given prices.
+
+    unit: currency per device-hour, (pools, slots). free: devices left, (pools, slots). first, last: the window.
+    """
+
+    def __init__(self, data: JobData, unit, free, h: float, *, optimistic: bool, first: int, last: int, stability=0.0):
+        self.data, self.h, self.first, self.last = data, h, first, last
+        self.optimistic, self.stability = optimistic, stability
+        slots = np.arange(first, last)
+        usable = free[data.pool][:, slots] >= data.devices[:, None]
+        price = unit[data.pool][:, slots] * data.devices[:, None] * h
+        self.price = np.where(usable, price, np.inf)
+        self.keep = [k for k in range(len(data.pool)) if usable[k].any()]
+        self.units, self.step = self._grid()
+        self.idle = np.full((last - first + 1, self.units + 1), np.inf)
+        self.idle[:, 0] = 0.0
+        self.loss = data.startup + data.job.restart
+        self.runs = {k: self.idle.copy() for k in self.keep if self.loss[k] > 0 or data.job.min_run > 1}
+        self._plans = {k: self._commit(k, self.loss[k]) for k in self.keep}
+        for s in range(last - first - 1, -1, -1):
+            self._fill(s)
+
+    def _grid(self) -> tuple[int, float]:
+        """Units of work and the size of one, chosen so that the rates round little."""
+        data = self.data
+        if not self.keep:
+            return 1, data.work
+        gains = data.rate[self.keep] * self.h
+        per_slot = BOUND_UNITS_PER_SLOT if self.optimistic else UNITS_PER_SLOT
+        typical = gains.min() if self.optimistic else np.median(gains)
+        finest = max(typical / per_slot, data.work / MOST_UNITS)
+        steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.optimistic else 16)
+        units = gains[None, :] / steps[:, None]
+        rounding = (np.ceil(units - _EPS) / units - 1) if self.optimistic else (1 - np.floor(units + _EPS) / units)
+        step = float(steps[np.argmin(rounding.mean(axis=1))])
+        whole = data.work / step
+        return max(1, math.floor(whole + _EPS) if self.optimistic else math.ceil(whole - _EPS)), step
+
+    def _rounded(self, work: float) -> int:
+        units = work / self.step
+        return math.ceil(units - _EPS) if self.optimistic else math.floor(units + _EPS)
+
+    def _commit(self, k: int, loss: float, least: int | None = None) -> list[tuple[int, float]]:
+        """(units done, hours lost in the slot) after each slot that a start commits to."""
+        rate, h = self.data.rate[k], self.h
+        slots = max(self.data.job.min_run if least is None else least, math.ceil(loss / h - _EPS), 1)
+        done = [max(0.0, q * h - loss) * rate for q in range(slots + 1)]
+        return [(self._rounded(done[q + 1]), min(h, max(0.0, loss - q * h))) for q in range(slots)]
+
+    def _ending(self, k: int, s: int, low: int, high: int, lost: float) -> np.ndarray:
+        """Cost of ending in slot s with low + 1 .. high units left at its beginning, less `low` done before."""
+        late = self.data.late[self.first + s + 1]
+        if not self.data.second[k]:
+            return np.full(high - low, self.price[k, s] + late)
+        units = np.arange(1, high - low + 1)
+        hours = np.minimum(self.h, lost + units * (self.step / self.data.rate[k]))
+        return self.price[k, s] * (hours / self.h) + late
+
+    def _started(self, k: int, s: int, plan: list[tuple[int, float]]) -> np.ndarray:
+        """Cost by units left of starting configuration k in slot s."""
+        values = np.full(self.units + 1, np.inf)
+        values[0] = 0.0
+        paid, before = 0.0, 0
+        for q, (done, lost) in enumerate(plan):
+            if s + q >= self.last - self.first or not paid < np.inf:
+                return values
+            top = min(done, self.units)
+            if top > before:
+                values[before + 1 : top + 1] = paid + self._ending(k, s + q, before, top, lost)
+                before = top
+            paid += self.price[k, s + q]
+        after = self.runs.get(k, self.idle)[s + len(plan)]
+        if before < self.units:
+            values[before + 1 :] = paid + after[1 : self.units - before + 1]
+        return values
+
+    def _fill(self, s: int) -> None:
+        idle = self.idle[s + 1].copy()
+        for k in self.keep:
+            if self.price[k, s] < np.inf:
+                np.minimum(idle, self._started(k, s, self._plans[k]), out=idle)
+        self.idle[s] = idle
+        for k, run in self.runs.items():
+            run[s] = idle
+            if self.price[k, s] < np.inf:
+                np.minimum(idle, self._going_on(k, s), out=run[s])
+
+    def _going_on(self, k: int, s: int) -> np.ndarray:
+        return self._started(k, s, [(self._rounded(self.data.rate[k] * self.h), 0.0)])
+
+    # --- the schedule -------------------------------------------------------------------------------------------------
+
+    def best(self) -> Schedule:
+        """The cheapest schedule, from the job's state at the beginning of the window; cost is inf where there is none."""
+        data, job = self.data, self.data.job
+        options: list[tuple[float, tuple]] = []
+        if job.running is not None and data.running in self.keep and self.first <= self._now():
+            k = data.running
+            plan = self._commit(k, job.running.setup_left, least=max(1, job.min_run - job.running.slots))
+            options.append((self._started(k, 0, plan)[self.units], ("start", k, plan, 0)))
+        leaves = job.running is None or (job.preemptible and job.running.slots >= job.min_run)
+        if leaves or data.running is None:
+            moved = self.stability if job.running is not None else 0.0
+            options += [(cost + moved, how) for cost, how in self._first_starts()]
+        cost, how = min(options, key=lambda option: option[0], default=(np.inf, ()))
+        if cost == np.inf:
+            return Schedule(np.inf, ())
+        return Schedule(float(cost), tuple(self._follow(*how[1:])))
+
+    def _now(self) -> int:
+        return self.first  # build() opens no window before Problem.now, and a running job is released
+
+    def _first_starts(self) -> list[tuple[float, tuple]]:
+        """The cheapest start of every configuration in every slot, the first losing no restart."""
+        restart = self.data.job.restart if self.data.job.started else 0.0
+        found = []
+        for k in self.keep:
+            plan = self._commit(k, self.data.startup[k] + restart)
+            cost, s = min(((self._one(k, s, plan), s) for s in range(self.last - self.first)), default=(np.inf, 0))
+            found.append((cost, ("start", k, plan, s)))
+        return found
+
+    def _one(self, k: int, s: int, plan: list[tuple[int, float]]) -> float:
+        """_started at the whole work."""
+        paid = 0.0
+        for q, (done, lost) in enumerate(plan):
+            if s + q >= self.last - self.first:
+                return np.inf
+            if done >= self.units:
+                before = plan[q - 1][0] if q else 0
+                return paid + self._ending(k, s + q, before, self.units, lost)[-1]
+            paid += self.price[k, s + q]
+        return paid + self.runs.get(k, self.idle)[s + len(plan)][self.units - plan[-1][0]]
+
+    def _follow(self, k: int, plan: list[tuple[int, float]], s: int):
+        """The slots of a schedule, its real work followed; bounds stay on their own grid."""
+        data, left, units = self.data, self.data.work, self.units
+        while True:
+            worked = 0.0
+            for q, (done, lost) in enumerate(plan):
+                yield self.first + s + q, int(data.pool[k]), int(data.devices[k])
+                worked += (self.h - lost) * data.rate[k]
+                if worked >= left * (1 - _EPS) or done >= units:
+                    return
+            s += len(plan)
+            left -= worked
+            units = units - plan[-1][0] if self.optimistic else math.ceil(left / self.step - _EPS)
+            step = self._next(k, s, units)
+            if step is None:
+                return
+            k, plan, s = step
+
+    def _next(self, k: int, s: int, units: int):
+        run = self.runs.get(k)
+        if run is not None and run[s][units] < self.idle[s][units]:
+            return k, [(self._rounded(self.data.rate[k] * self.h), 0.0)], s
+        while s < self.last - self.first and self.idle[s][units] == self.idle[s + 1][units]:
+            s += 1
+        starts = [(self._started(k, s, self._plans[k])[units], k) for k in self.keep] if s < self.last - self.first else []
+        cost, k = min(starts, default=(np.inf, -1))
+        return None if cost == np.inf else (k, self._plans[k], s)
+
+
+def unbroken(data: JobData, unit, free, h: float, first: int, last: int, stability: float = 0.0) -> Schedule:
+    """The cheapest unbroken run of a job that is not preemptible: exact, by sums over every start."""
+    best, use = np.inf, ()
+    if data.job.running is not None and data.running is not None:
+        starts = [(data.running, data.job.running.setup_left, (first,))]
+    else:
+        restart = data.job.restart if data.job.started else 0.0
+        starts = [(k, data.startup[k] + restart, range(first, last)) for k in range(len(data.pool))]
+    for k, loss, slots in starts:
+        hours = loss + data.work / data.rate[k]
+        length = max(1, math.ceil(hours / h - _EPS))
+        if length > last - first:
+            continue
+        p, n = data.pool[k], data.devices[k]
+        price = np.where(free[p, first:last] >= n, unit[p, first:last] * n * h, np.inf)
+        part = hours / h - (length - 1) if data.second[k] else 1.0
+        for s in slots:
+            run = price[s - first : s - first + length]
+            if len(run) == length:
+                cost = run[:-1].sum() + (run[-1] * part if run[-1] < np.inf else np.inf) + data.late[s + length]
+                if cost < best:
+                    best, use = cost, tuple((s + i, int(p), int(n)) for i in range(length))
+    if data.job.running is not None and data.running is None:
+        best += stability
+    return Schedule(float(best), use)
