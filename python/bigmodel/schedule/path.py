@@ -18,9 +18,9 @@ import numpy as np
 
 from bigmodel.schedule.instance import JobData
 
-UNITS_PER_SLOT = 12  # grid of schedules: their own work is followed exactly, so a coarse one costs little
-BOUND_UNITS_PER_SLOT = 24  # grid of bounds: half a unit per slot is given away
-MOST_UNITS = 3000
+UNITS_PER_SLOT = 64  # of schedules, whose own work is followed besides
+BOUND_UNITS_PER_SLOT = 200  # of bounds: half a unit per slot is given away; 24 gave away 1 %
+MOST_UNITS = 25000
 _EPS = 1e-9
 
 
@@ -52,6 +52,8 @@ class Table:
         self.loss = data.startup + data.job.restart
         self.runs = {k: self.idle.copy() for k in self.keep if self.loss[k] > 0 or data.job.min_run > 1}
         self._plans = {k: self._commit(k, self.loss[k]) for k in self.keep}
+        self._on = {k: [(self._rounded(data.rate[k] * h), 0.0)] for k in self.keep}
+        self._shares: dict[tuple[int, float], np.ndarray] = {}
         for s in range(last - first - 1, -1, -1):
             self._fill(s)
 
@@ -62,7 +64,7 @@ class Table:
             return 1, data.work
         gains = data.rate[self.keep] * self.h
         per_slot = BOUND_UNITS_PER_SLOT if self.optimistic else UNITS_PER_SLOT
-        typical = gains.min() if self.optimistic else np.median(gains)
+        typical = gains.min()
         finest = max(typical / per_slot, data.work / MOST_UNITS)
         steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.optimistic else 16)
         units = gains[None, :] / steps[:, None]
@@ -82,46 +84,57 @@ class Table:
         done = [max(0.0, q * h - loss) * rate for q in range(slots + 1)]
         return [(self._rounded(done[q + 1]), min(h, max(0.0, loss - q * h))) for q in range(slots)]
 
-    def _ending(self, k: int, s: int, low: int, high: int, lost: float) -> np.ndarray:
-        """Cost of ending in slot s with low + 1 .. high units left at its beginning, less `low` done before."""
-        late = self.data.late[self.first + s + 1]
-        if not self.data.second[k]:
-            return np.full(high - low, self.price[k, s] + late)
-        units = np.arange(1, high - low + 1)
-        hours = np.minimum(self.h, lost + units * (self.step / self.data.rate[k]))
-        return self.price[k, s] * (hours / self.h) + late
+    def _ending(self, k: int, s: int, units: int, lost: float) -> float:
+        """Cost of ending in slot s with so many units left after `lost` hours of it."""
+        hours = self.h
+        if self.data.second[k]:
+            hours = min(self.h, lost + units * (self.step / self.data.rate[k]))
+        return self.price[k, s] * (hours / self.h) + self.data.late[self.first + s + 1]
 
-    def _started(self, k: int, s: int, plan: list[tuple[int, float]]) -> np.ndarray:
-        """Cost by units left of starting configuration k in slot s."""
-        values = np.full(self.units + 1, np.inf)
-        values[0] = 0.0
-        paid, before = 0.0, 0
+    def _started(self, k: int, s: int, plan: list[tuple[int, float]], best: np.ndarray) -> None:
+        """Lowers `best`, costs by units left, to those of starting configuration k in slot s."""
+        paid, before, units = 0.0, 0, self.units
         for q, (done, lost) in enumerate(plan):
-            if s + q >= self.last - self.first or not paid < np.inf:
-                return values
-            top = min(done, self.units)
+            if s + q >= self.last - self.first:
+                return
+            price = self.price[k, s + q]
+            if price == np.inf:
+                return
+            top = min(done, units)
             if top > before:
-                values[before + 1 : top + 1] = paid + self._ending(k, s + q, before, top, lost)
+                late = self.data.late[self.first + s + q + 1]
+                part = best[before + 1 : top + 1]
+                if self.data.second[k]:
+                    np.minimum(part, self._hours(k, lost)[: top - before] * price + (paid + late), out=part)
+                else:
+                    np.minimum(part, paid + price + late, out=part)
                 before = top
-            paid += self.price[k, s + q]
-        after = self.runs.get(k, self.idle)[s + len(plan)]
-        if before < self.units:
-            values[before + 1 :] = paid + after[1 : self.units - before + 1]
-        return values
+            paid += price
+        if before < units:
+            after = self.runs.get(k, self.idle)[s + len(plan)]
+            part = best[before + 1 :]
+            np.minimum(part, after[1 : units - before + 1] + paid, out=part)
+
+    def _hours(self, k: int, lost: float) -> np.ndarray:
+        """The share of a slot held when 1, 2, ... units are left after `lost` hours of it."""
+        known = self._shares.get((k, lost))
+        if known is None:
+            most = self._rounded((self.h - lost) * self.data.rate[k]) + 2
+            units = np.arange(1, most + 1)
+            known = np.minimum(1.0, (lost + units * (self.step / self.data.rate[k])) / self.h)
+            self._shares[k, lost] = known
+        return known
 
     def _fill(self, s: int) -> None:
-        idle = self.idle[s + 1].copy()
+        idle = self.idle[s]
+        idle[:] = self.idle[s + 1]
         for k in self.keep:
             if self.price[k, s] < np.inf:
-                np.minimum(idle, self._started(k, s, self._plans[k]), out=idle)
-        self.idle[s] = idle
+                self._started(k, s, self._plans[k], idle)
         for k, run in self.runs.items():
             run[s] = idle
             if self.price[k, s] < np.inf:
-                np.minimum(idle, self._going_on(k, s), out=run[s])
-
-    def _going_on(self, k: int, s: int) -> np.ndarray:
-        return self._started(k, s, [(self._rounded(self.data.rate[k] * self.h), 0.0)])
+                self._started(k, s, self._on[k], run[s])
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -132,7 +145,7 @@ class Table:
         if job.running is not None and data.running in self.keep and self.first <= self._now():
             k = data.running
             plan = self._commit(k, job.running.setup_left, least=max(1, job.min_run - job.running.slots))
-            options.append((self._started(k, 0, plan)[self.units], ("start", k, plan, 0)))
+            options.append((self._one(k, 0, plan), ("start", k, plan, 0)))
         leaves = job.running is None or (job.preemptible and job.running.slots >= job.min_run)
         if leaves or data.running is None:
             moved = self.stability if job.running is not None else 0.0
@@ -156,16 +169,19 @@ class Table:
         return found
 
     def _one(self, k: int, s: int, plan: list[tuple[int, float]]) -> float:
-        """_started at the whole work."""
+        """What starting configuration k in slot s costs with all the work left."""
+        return self._cost(k, s, plan, self.units)
+
+    def _cost(self, k: int, s: int, plan: list[tuple[int, float]], units: int) -> float:
         paid = 0.0
         for q, (done, lost) in enumerate(plan):
             if s + q >= self.last - self.first:
                 return np.inf
-            if done >= self.units:
+            if done >= units:
                 before = plan[q - 1][0] if q else 0
-                return paid + self._ending(k, s + q, before, self.units, lost)[-1]
+                return paid + self._ending(k, s + q, units - before, lost)
             paid += self.price[k, s + q]
-        return paid + self.runs.get(k, self.idle)[s + len(plan)][self.units - plan[-1][0]]
+        return paid + self.runs.get(k, self.idle)[s + len(plan)][units - plan[-1][0]]
 
     def _follow(self, k: int, plan: list[tuple[int, float]], s: int):
         """The slots of a schedule, its real work followed; bounds stay on their own grid."""
@@ -188,10 +204,10 @@ class Table:
     def _next(self, k: int, s: int, units: int):
         run = self.runs.get(k)
         if run is not None and run[s][units] < self.idle[s][units]:
-            return k, [(self._rounded(self.data.rate[k] * self.h), 0.0)], s
+            return k, self._on[k], s
         while s < self.last - self.first and self.idle[s][units] == self.idle[s + 1][units]:
             s += 1
-        starts = [(self._started(k, s, self._plans[k])[units], k) for k in self.keep] if s < self.last - self.first else []
+        starts = [(self._cost(k, s, self._plans[k], units), k) for k in self.keep] if s < self.last - self.first else []
         cost, k = min(starts, default=(np.inf, -1))
         return None if cost == np.inf else (k, self._plans[k], s)
 

@@ -180,6 +180,8 @@ def _throughput(value: Problem, job: Job, path: str) -> None:
         whole(job.running.devices, f"{path}.running.devices", least=1)
         whole(job.running.slots, f"{path}.running.slots", least=1)
         number(job.running.setup_left, f"{path}.running.setup_left")
+        if not job.started:
+            fail(f"{path}.started", "must be true for a job that is running")
 
 
 def _window(value: Problem, job: Job, path: str) -> None:
