@@ -27,7 +27,7 @@ class Answer:
     closed: bool
 
 
-def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.0) -> Answer:
+def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.0, nodes: int = 0) -> Answer:
     """Minimises program["c"] over rows (matrix, low, high), bounds (low, high) and integrality.
 
     Raises:
@@ -35,6 +35,8 @@ def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.
     """
     for presolve in (True, False):
         options = {"time_limit": max(limit, 0.05), "mip_rel_gap": gap, "presolve": presolve}
+        if nodes:
+            options["node_limit"] = nodes
         try:
             found = worker.call("milp", program | {"options": options}, max(limit, 0.05))
         except Overdue:

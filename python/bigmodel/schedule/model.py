@@ -59,8 +59,6 @@ class Model:
         self.jobs: dict[int, _Job] = {}
         for j in members:
             self.jobs[j] = self._job(inst.jobs[j], *windows[j])
-        # A job that mixes pools pays the whole of its last slot here, so only without one is the optimum the cost.
-        self.exact = not any(job.data.job.mix_pools and job.data.second.any() for job in self.jobs.values())
         for job in self.jobs.values():
             self._precedence(job)
         self._capacity(free)
@@ -229,18 +227,33 @@ class Model:
                     if late is not None:
                         self._row([job.x[k, i], late], [1, -1], -np.inf, 0)
                 self._row(job.x[mine, i], [1.0] * len(mine), 0, 1)
-        self._mixed_end(job)
+        self._mixed_end(job, work)
 
-    def _mixed_end(self, job: _Job) -> None:
-        """done[i]: nothing runs from slot i on; only where somebody waits for it."""
-        if not any(job.data.index in data.after for data in self.inst.jobs):
+    def _mixed_end(self, job: _Job, work: list) -> None:
+        """done[i]: nothing runs from slot i on, for who waits for it and for what the last slot gives back.
+
+        The shares given back may differ between pools, which the rules do not allow: a relaxation, so the bound holds.
+        """
+        data, h = job.data, self.inst.h
+        waited = any(data.index in other.after for other in self.inst.jobs)
+        if not waited and not data.second.any():
             return
         job.done = np.array([self._new(0.0) for _ in range(job.x.shape[1] + 1)])
+        job.e = np.full(job.x.shape, -1)
+        self._row([job.done[0]], [1], 0, 0)
         for i in range(job.x.shape[1]):
+            held = job.x[:, i][job.x[:, i] >= 0]
             self._row([job.done[i], job.done[i + 1]], [1, -1], -np.inf, 0)
-            for column in job.x[:, i][job.x[:, i] >= 0]:
-                most = self._upper[column]
+            self._row([job.done[i + 1], job.done[i], *held], [1, -1] + [-1] * len(held), -np.inf, 0)
+            for k in np.flatnonzero(job.x[:, i] >= 0):
+                column, most = job.x[k, i], self._upper[job.x[k, i]]
                 self._row([column, job.done[i]], [1, most], -np.inf, most)
+                if data.second[k]:
+                    e = self._new(-self._price(data, k, job.first + i), upper=most, whole=False)
+                    job.e[k, i] = e
+                    self._row([e, column], [1, -1], -np.inf, 0)
+                    self._row([e, job.done[i + 1], job.done[i]], [1, -most, most], -np.inf, 0)
+                    work.append((e, -data.rate[k] * h / data.work))
 
     def _mixed_late(self, job: _Job, i: int) -> int | None:
         late = job.data.late[job.first + i + 1] - (job.data.late[job.first + i] if i else 0.0)

@@ -1,7 +1,8 @@
 """One job at given prices: its cheapest schedule by dynamic programming over (slot, work left, configuration).
 
-Work left lives on a grid. With `optimistic` every rounding favours the job, so the value is a lower bound on any
-schedule's cost; without, every rounding is against it, so the schedule found does the whole work. Values at a slot:
+Work left lives on a grid. Rounded "up", every rounding favours the job, and the value is a lower bound on the cost of
+any schedule; rounded "down", every rounding is against it, and the schedule found does the whole work; rounded "near",
+values are closest, and a schedule that ends short of the work is refused. Values at a slot:
 
     idle[s][i]    nothing runs at the beginning of s and i units are left; a start loses start-up and restart
     run[k][s][i]  configuration k ran in slot s - 1 and may go on without loss
@@ -18,8 +19,9 @@ import numpy as np
 
 from bigmodel.schedule.instance import JobData
 
-UNITS_PER_SLOT = 64  # of schedules, whose own work is followed besides
-BOUND_UNITS_PER_SLOT = 200  # of bounds: half a unit per slot is given away; 24 gave away 1 %
+# Units of the grid in a slot's work of the slowest configuration. A bound gives away half a unit per slot: 24 units gave
+# away 1 %, 200 gave 0.05 % and took 1.5 times as long.
+UNITS_PER_SLOT = {"up": 200, "near": 24, "down": 64}
 MOST_UNITS = 25000
 _EPS = 1e-9
 
@@ -32,15 +34,19 @@ class Schedule:
     use: tuple[tuple[int, int, int], ...]
 
 
+class _Short(Exception):
+    """Rounded "near", the grid let a schedule end before its real work was done."""
+
+
 class Table:
     """The values of one job at given prices.
 
     unit: currency per device-hour, (pools, slots). free: devices left, (pools, slots). first, last: the window.
     """
 
-    def __init__(self, data: JobData, unit, free, h: float, *, optimistic: bool, first: int, last: int, stability=0.0):
+    def __init__(self, data: JobData, unit, free, h: float, *, rounding: str, first: int, last: int, stability=0.0):
         self.data, self.h, self.first, self.last = data, h, first, last
-        self.optimistic, self.stability = optimistic, stability
+        self.rounding, self.stability = rounding, stability
         slots = np.arange(first, last)
         usable = free[data.pool][:, slots] >= data.devices[:, None]
         price = unit[data.pool][:, slots] * data.devices[:, None] * h
@@ -63,19 +69,19 @@ class Table:
         if not self.keep:
             return 1, data.work
         gains = data.rate[self.keep] * self.h
-        per_slot = BOUND_UNITS_PER_SLOT if self.optimistic else UNITS_PER_SLOT
-        typical = gains.min()
-        finest = max(typical / per_slot, data.work / MOST_UNITS)
-        steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.optimistic else 16)
+        finest = max(gains.min() / UNITS_PER_SLOT[self.rounding], data.work / MOST_UNITS)
+        steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.rounding == "up" else 32)
         units = gains[None, :] / steps[:, None]
-        rounding = (np.ceil(units - _EPS) / units - 1) if self.optimistic else (1 - np.floor(units + _EPS) / units)
-        step = float(steps[np.argmin(rounding.mean(axis=1))])
+        error = np.abs({"up": np.ceil, "near": np.round, "down": np.floor}[self.rounding](units) / units - 1)
+        step = float(steps[np.argmin(error.mean(axis=1))])
         whole = data.work / step
-        return max(1, math.floor(whole + _EPS) if self.optimistic else math.ceil(whole - _EPS)), step
+        return max(1, math.floor(whole + _EPS) if self.rounding == "up" else math.ceil(whole - _EPS)), step
 
     def _rounded(self, work: float) -> int:
         units = work / self.step
-        return math.ceil(units - _EPS) if self.optimistic else math.floor(units + _EPS)
+        if self.rounding == "near":
+            return round(units)
+        return math.ceil(units - _EPS) if self.rounding == "up" else math.floor(units + _EPS)
 
     def _commit(self, k: int, loss: float, least: int | None = None) -> list[tuple[int, float]]:
         """(units done, hours lost in the slot) after each slot that a start commits to."""
@@ -153,7 +159,10 @@ class Table:
         cost, how = min(options, key=lambda option: option[0], default=(np.inf, ()))
         if cost == np.inf:
             return Schedule(np.inf, ())
-        return Schedule(float(cost), tuple(self._follow(*how[1:])))
+        try:
+            return Schedule(float(cost), tuple(self._follow(*how[1:])))
+        except _Short:
+            return Schedule(np.inf, ())
 
     def _now(self) -> int:
         return self.first  # build() opens no window before Problem.now, and a running job is released
@@ -191,14 +200,14 @@ class Table:
             for q, (done, lost) in enumerate(plan):
                 yield self.first + s + q, int(data.pool[k]), int(data.devices[k])
                 worked += (self.h - lost) * data.rate[k]
-                if worked >= left * (1 - _EPS) or done >= units:
+                if worked >= left * (1 - _EPS) or (self.rounding == "up" and done >= units):
                     return
             s += len(plan)
             left -= worked
-            units = units - plan[-1][0] if self.optimistic else math.ceil(left / self.step - _EPS)
+            units = units - plan[-1][0] if self.rounding == "up" else min(units, math.ceil(left / self.step - _EPS))
             step = self._next(k, s, units)
             if step is None:
-                return
+                raise _Short
             k, plan, s = step
 
     def _next(self, k: int, s: int, units: int):

@@ -48,6 +48,8 @@ class Plan:
     complete: bool
     seconds: float
     notes: tuple[str, ...] = ()
+    past: tuple[dict[str, Any], ...] = ()  # rows of runs before Problem.now
+    moves: tuple[str, ...] = ()  # what re-planning moved, and what that costs
     shadow: np.ndarray | None = field(default=None, repr=False)  # price of capacity, per device and slot
 
     @cached_property
@@ -185,6 +187,8 @@ class Plan:
             "carbon_kg": self.carbon,
             "dropped": self.dropped,
             "notes": list(self.notes),
+            "past": list(self.past),
+            "moves": list(self.moves),
             "cost_by_job": self.cost_by_job,
             "cost_by_owner": self.cost_by_owner,
             "cost_by_pool": self.cost_by_pool,

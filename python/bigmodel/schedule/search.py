@@ -22,10 +22,12 @@ from bigmodel.schedule.model import Model
 from bigmodel.schedule.state import State, cheapest
 from bigmodel.schedule.worker import Overdue, Worker
 
-_WHOLE_MODEL = 6000  # columns up to which the whole programme is given to milp
+_TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
+_WHOLE_MODEL = 6000  # the same when nothing else gets on
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 4.0
+_NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _SMOOTHING = 0.8  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
 
 
@@ -63,6 +65,18 @@ class Search:
     def closed(self) -> bool:
         return self.value < np.inf and self.value - self.bound <= self.gap * abs(self.value) + 1e-9
 
+    def sketch(self) -> Search:
+        """The relaxation, a first plan and one sweep over it: for who plans again every hour."""
+        try:
+            self._relax()
+            if not self.infeasible:
+                state = self._first()
+                Improver(state, self.prices, self.seed).sweep(self.tick)
+                self._offer(state)
+        except TimeUp:
+            self.cut = True
+        return self
+
     def run(self, start: dict[int, tuple] | None = None) -> Search:
         """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes."""
         try:
@@ -99,15 +113,20 @@ class Search:
         self._offer(state)
         if self.closed():
             return
-        whole = self._whole_model(_WHOLE_MODEL if self.value < np.inf else _FEASIBILITY_MODEL)
-        if whole is not None:
-            self._exact(whole)
-            if self.infeasible or self.closed():
-                return
+        if self.bound == -np.inf:  # the relaxation was cut off
+            self._certify(self.prices)
+        size = self._size()
+        if size <= _TINY_MODEL:
+            self._exact(_MILP_SECONDS / 4)
         columns = Columns(self.inst)
-        self._generate(columns, state)
-        if not self.closed():
+        if not self.closed() and not self.infeasible:
+            self._generate(columns, state)
+        if self.value == np.inf and not self.infeasible and size <= _FEASIBILITY_MODEL:
+            self._exact(self.left() / 2)
+        if not self.closed() and not self.infeasible:
             self._neighbourhoods(columns)
+        if not self.closed() and not self.infeasible and size <= _WHOLE_MODEL:
+            self._exact(self.left())
 
     def _first(self) -> State:
         states = []
@@ -118,12 +137,10 @@ class Search:
                 break
         return min(states, key=State.score)
 
-    def _whole_model(self, most: int) -> Model | None:
-        inst = self.inst
-        size = sum((data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in inst.jobs)
-        if size > most or any(data.last <= data.first for data in inst.jobs):
-            return None
-        return self._model(range(len(inst.jobs)), State(inst))
+    def _size(self) -> int:
+        """About how many columns the whole programme has."""
+        jobs = self.inst.jobs
+        return sum(max(0, data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in jobs)
 
     def _model(self, members, state: State) -> Model:
         free = {"pool": np.maximum(state.left, 0), "quota": state.quota}
@@ -131,23 +148,20 @@ class Search:
         room = [limit.most - state.usage[row].sum() for row, limit in enumerate(inst.stage.limits)]
         return Model(inst, members, free, {j: state.window(j) for j in members}, room)
 
-    def _exact(self, model: Model) -> None:
-        """The whole programme, a few seconds at a time, the limit doubling while it is worth it."""
-        limit = _MILP_SECONDS
-        program = model.program()
-        while True:
-            self.tick()
-            answer = mip.solve(self.worker, program, min(limit, self.left()), gap=min(self.gap, 1e-6))
-            if answer.infeasible:
-                self.infeasible = True
-                return
-            if answer.x is not None:
-                self._offer(_state_of(self.inst, {j: use for j, use in model.read(answer.x).items() if use}))
-            if model.exact and not any(data.job.mix_pools for data in self.inst.jobs):
-                self._raise(answer.bound - 1e-7 * abs(answer.bound))
-            if answer.closed or self.closed() or (limit > 2 * _MILP_SECONDS and self.value < np.inf):
-                return
-            limit *= 2
+    def _exact(self, limit: float) -> None:
+        """The whole programme, told to beat the incumbent."""
+        inst = self.inst
+        self.tick()
+        if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
+            return
+        model = self._model(range(len(inst.jobs)), State(inst))
+        answer = mip.solve(self.worker, model.program(), min(limit, self.left()), gap=min(self.gap, 1e-6))
+        if answer.infeasible:
+            self.infeasible = True
+            return
+        if answer.x is not None:
+            self._offer(_state_of(inst, {j: use for j, use in model.read(answer.x).items() if use}))
+        self._raise(answer.bound - 1e-7 * abs(answer.bound))
 
     def _generate(self, columns: Columns, state: State) -> None:
         """Column generation: prices for the bound, and schedules for the master."""
@@ -245,7 +259,7 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = mip.solve(self.worker, program, min(_MILP_SECONDS / 2, self.left()), gap=self.gap / 4)
+        answer = mip.solve(self.worker, program, self._moment(), gap=self.gap / 4, nodes=_NODES)
         if answer.x is None:
             return None
         chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
@@ -271,13 +285,16 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = mip.solve(self.worker, model.program(), min(_MILP_SECONDS / 2, self.left()))
+        answer = mip.solve(self.worker, model.program(), self._moment(), nodes=_NODES)
         if answer.x is None:
             return None
         for j, use in model.read(answer.x).items():
             if use:
                 trial.put(j, use)
         return trial
+
+    def _moment(self) -> float:
+        return max(0.05, min(_MILP_SECONDS / 2, self.left()))
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,12 @@ def cheapest(inst: Instance, data: JobData, unit, free, *, optimistic=False, fir
         return fill.cheapest(data, unit, free, inst.h, optimistic=optimistic, first=first, last=last)
     if not data.job.preemptible:
         return path.unbroken(data, unit, free, inst.h, first, last, stability)
-    table = path.Table(data, unit, free, inst.h, optimistic=optimistic, first=first, last=last, stability=stability)
-    return table.best()
+    for rounding in ("up",) if optimistic else ("near", "down"):
+        table = path.Table(data, unit, free, inst.h, rounding=rounding, first=first, last=last, stability=stability)
+        schedule = table.best()
+        if schedule.use:
+            break
+    return schedule
 
 
 def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
