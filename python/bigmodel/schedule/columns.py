@@ -39,10 +39,11 @@ class Columns:
         self._probe.remove(j)
         return True
 
-    def master(self, prices: Prices, penalty: float, keep: np.ndarray | None = None) -> dict:
+    def master(self, penalty: np.ndarray, keep: np.ndarray | None = None) -> dict:
         """The master as arrays: variables are the columns, then one per job for leaving it out.
 
-        keep: which columns take part; None for all. penalty: of leaving out a job that may not be dropped.
+        keep: which columns take part; None for all. penalty: by job, of leaving out one that may not be dropped;
+        a small one keeps the duals from running wild while there are few columns.
         """
         from scipy.sparse import csr_array
 
@@ -70,7 +71,7 @@ class Columns:
         rows.append(np.arange(jobs))
         values.append(np.ones(jobs))
         columns.append(out)
-        drop = np.array([data.drop if np.isfinite(data.drop) else penalty for data in inst.jobs])
+        drop = np.array([data.drop if np.isfinite(data.drop) else penalty[data.index] for data in inst.jobs])
         shape = (base_limit + len(inst.stage.limits), len(chosen) + jobs)
         matrix = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
         right = np.concatenate(

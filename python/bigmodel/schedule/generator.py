@@ -46,7 +46,7 @@ def generate(jobs: int = 20, pools: int = 3, slots: int = 48, load: float = 0.6,
     if family not in FAMILIES or not 1 <= pools <= len(_POOLS) or not 0 < load <= 0.95 or min(jobs, slots) < 1:
         raise ValueError(f"generate: family {family!r}, pools {pools} or load {load} is out of range.")
     rng = np.random.default_rng([seed, FAMILIES.index(family), jobs, pools, slots])
-    counts = np.maximum(8, np.round(rng.uniform(0.5, 1.5, pools) * max(12, 0.8 * jobs / pools) / 4).astype(int) * 4)
+    counts = 8 * rng.integers(2, 7, pools)  # nodes of 8
     free = np.repeat(counts[:, None], slots, axis=1)
     table = np.zeros((jobs, pools, slots), dtype=np.int64)
     target = load * free.sum()

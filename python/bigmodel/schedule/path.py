@@ -50,14 +50,17 @@ class Table:
         slots = np.arange(first, last)
         usable = free[data.pool][:, slots] >= data.devices[:, None]
         price = unit[data.pool][:, slots] * data.devices[:, None] * h
-        self.price = np.where(usable, price, np.inf)
+        self.price = np.where(usable, price, np.inf).tolist()  # lists: reading one number is most of what is done
+        self.late = data.late.tolist()
         self.keep = [k for k in range(len(data.pool)) if usable[k].any()]
         self.units, self.step = self._grid()
         self.idle = np.full((last - first + 1, self.units + 1), np.inf)
         self.idle[:, 0] = 0.0
         self.loss = data.startup + data.job.restart
         self.runs = {k: self.idle.copy() for k in self.keep if self.loss[k] > 0 or data.job.min_run > 1}
-        self._plans = {k: self._commit(k, self.loss[k]) for k in self.keep}
+        self._plans = {k: self._commit(k, float(self.loss[k])) for k in self.keep}
+        self._rate = data.rate.tolist()
+        self._second = data.second.tolist()
         self._on = {k: [(self._rounded(data.rate[k] * h), 0.0)] for k in self.keep}
         self._shares: dict[tuple[int, float], np.ndarray] = {}
         for s in range(last - first - 1, -1, -1):
@@ -95,7 +98,7 @@ class Table:
         hours = self.h
         if self.data.second[k]:
             hours = min(self.h, lost + units * (self.step / self.data.rate[k]))
-        return self.price[k, s] * (hours / self.h) + self.data.late[self.first + s + 1]
+        return self.price[k][s] * (hours / self.h) + self.late[self.first + s + 1]
 
     def _started(self, k: int, s: int, plan: list[tuple[int, float]], best: np.ndarray) -> None:
         """Lowers `best`, costs by units left, to those of starting configuration k in slot s."""
@@ -103,14 +106,14 @@ class Table:
         for q, (done, lost) in enumerate(plan):
             if s + q >= self.last - self.first:
                 return
-            price = self.price[k, s + q]
+            price = self.price[k][s + q]
             if price == np.inf:
                 return
             top = min(done, units)
             if top > before:
-                late = self.data.late[self.first + s + q + 1]
+                late = self.late[self.first + s + q + 1]
                 part = best[before + 1 : top + 1]
-                if self.data.second[k]:
+                if self._second[k]:
                     np.minimum(part, self._hours(k, lost)[: top - before] * price + (paid + late), out=part)
                 else:
                     np.minimum(part, paid + price + late, out=part)
@@ -135,11 +138,11 @@ class Table:
         idle = self.idle[s]
         idle[:] = self.idle[s + 1]
         for k in self.keep:
-            if self.price[k, s] < np.inf:
+            if self.price[k][s] < np.inf:
                 self._started(k, s, self._plans[k], idle)
         for k, run in self.runs.items():
             run[s] = idle
-            if self.price[k, s] < np.inf:
+            if self.price[k][s] < np.inf:
                 self._started(k, s, self._on[k], run[s])
 
     # --- the schedule -------------------------------------------------------------------------------------------------
@@ -170,9 +173,12 @@ class Table:
     def _first_starts(self) -> list[tuple[float, tuple]]:
         """The cheapest start of every configuration in every slot, the first losing no restart."""
         restart = self.data.job.restart if self.data.job.started else 0.0
+        if restart == self.data.job.restart:  # the first start is like any other
+            step = self._next(-1, 0, self.units)
+            return [] if step is None else [(float(self.idle[0][self.units]), ("start", *step))]
         found = []
         for k in self.keep:
-            plan = self._commit(k, self.data.startup[k] + restart)
+            plan = self._commit(k, float(self.data.startup[k]) + restart)
             cost, s = min(((self._one(k, s, plan), s) for s in range(self.last - self.first)), default=(np.inf, 0))
             found.append((cost, ("start", k, plan, s)))
         return found
@@ -189,7 +195,7 @@ class Table:
             if done >= units:
                 before = plan[q - 1][0] if q else 0
                 return paid + self._ending(k, s + q, units - before, lost)
-            paid += self.price[k, s + q]
+            paid += self.price[k][s + q]
         return paid + self.runs.get(k, self.idle)[s + len(plan)][units - plan[-1][0]]
 
     def _follow(self, k: int, plan: list[tuple[int, float]], s: int):

@@ -28,7 +28,8 @@ _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 4.0
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
-_SMOOTHING = 0.8  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+_MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
+_SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
 
 
 class TimeUp(Exception):
@@ -170,7 +171,7 @@ class Search:
             columns.add(j, schedule.use)
         centre, current, best, stuck = self.prices, self.prices, -np.inf, 0
         stop = time.monotonic() + 0.45 * self.left()
-        penalty = 20 * max(abs(self.value) if self.value < np.inf else abs(self.prices.value), 1.0)
+        penalty = self._penalty(state, _MILD)
         for round_ in range(_ROUNDS):
             value, new, shared = self._offset(current), 0, current.shared(inst)
             for data in inst.jobs:
@@ -182,7 +183,7 @@ class Search:
                 best, centre, stuck = value, current, 0
             else:
                 stuck += 1
-            master = self.worker.call("linprog", columns.master(current, penalty) | {"method": "highs"}, self.left())
+            master = self.worker.call("linprog", columns.master(penalty) | {"method": "highs"}, self.left())
             if master["status"] != 0:
                 break
             if round_ % 4 == 0 or new == 0:
@@ -194,6 +195,12 @@ class Search:
             current = _mixed(centre, columns.prices(master["marginals"], master["value"]))
         self.prices = centre
         self._certify(centre)
+
+    def _penalty(self, state: State, times: float) -> np.ndarray:
+        """A multiple of what each job pays in a plan, or pays on average where that plan has no place for it."""
+        paid = np.array([state.worth.get(j, np.nan) for j in range(len(self.inst.jobs))])
+        usual = np.nanmean(paid) if np.isfinite(paid).any() else 1.0
+        return times * np.maximum(np.where(np.isnan(paid), usual, paid), 1e-3 * usual)
 
     def _restart(self, prices: Prices) -> None:
         """Another plan from scratch, at better prices."""
@@ -226,7 +233,7 @@ class Search:
                     columns.add(j, schedule.use)
                 self._offer(state)
             if steps % pause == 0:
-                found = self._recombine(columns) or self._milp(state, rng)
+                found = self._milp(state, rng) if steps % (3 * pause) == 0 else self._recombine(columns)
                 if found is not None and found.score() < improver.score:
                     self._offer(found)
                     state = found
@@ -246,7 +253,7 @@ class Search:
         job = np.array(columns.job)
         least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
         keep = np.sort(np.argsort(reduced - least[job], kind="stable")[: 25 * len(inst.jobs)])
-        master = columns.master(self.prices, 20 * max(abs(self.value), 1.0), keep)
+        master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
         from scipy.sparse import vstack
 
         program = {

@@ -189,7 +189,7 @@ class _Replay:
         return self.problem.clock.deadline(live.job.deadline) - slot <= need + 1
 
     def _take(self, slot: int, order: list[int], allowed) -> dict[int, tuple[int, int]]:
-        """Each job in turn takes, of what is free, the devices that do its work cheapest now; the urgent come first."""
+        """Each job in turn takes the pool that does its work cheapest now, and there all it can use; the urgent first."""
         free = self.trace.count[:, slot].copy()
         taken: dict[int, tuple[int, int]] = {}
         for j in sorted(order, key=lambda j: not self._urgent(j, slot)):
@@ -197,10 +197,9 @@ class _Replay:
             pools = self._steady() if urgent else allowed
             options = []
             for p in pools:
-                for n, rate in self.rate[j][p].items():
-                    if n <= free[p]:
-                        price = self.trace.price[p, slot] * n / rate
-                        options.append(((-rate, price) if urgent else (price, -rate), p, n))
+                fits = {n: rate for n, rate in self.rate[j][p].items() if n <= free[p]}
+                price = min((self.trace.price[p, slot] * n / rate for n, rate in fits.items()), default=0.0)
+                options += [((-rate, price) if urgent else (price, -rate), p, n) for n, rate in fits.items()]
             if options:
                 _, p, n = min(options)
                 taken[j] = (p, n)
@@ -212,10 +211,15 @@ class _Replay:
         return self._take(slot, order, range(len(self.problem.pools)))
 
     def _fcfs(self, slot: int) -> dict[int, tuple[int, int]]:
-        """Whoever runs goes on; then by release."""
+        """Whoever runs goes on, but for the urgent; then by release."""
         release = self.problem.clock.release
         order = sorted(self._open(slot), key=lambda j: (self.jobs[j].at is None, release(self.jobs[j].job.release), j))
-        kept = {j: self.jobs[j].at for j in order if self.jobs[j].at is not None}
+        steady = self._steady()
+        kept = {}
+        for j in order:
+            at = self.jobs[j].at
+            if at is not None and (at[0] in steady or not self._urgent(j, slot)):
+                kept[j] = at
         free = self.trace.count[:, slot].copy()
         for p, n in kept.values():
             free[p] -= n
