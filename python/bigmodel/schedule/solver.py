@@ -232,7 +232,7 @@ def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap:
 
 def _notes(account: rules.Account) -> tuple[str, ...]:
     """Deadlines that rest on spot devices, and rates that nobody has measured."""
-    problem, notes = account.problem, []
+    problem, notes, assumed = account.problem, [], []
     for job, done in zip(problem.jobs, account.jobs, strict=True):
         used = {p for run in done.runs for p, _ in run.devices}
         spot = [problem.pools[p].name for p in sorted(used) if problem.pools[p].interruptions_per_hour > 0]
@@ -240,5 +240,7 @@ def _notes(account: rules.Account) -> tuple[str, ...]:
             notes.append(f"{job.name}: the deadline is met in expectation only, since it runs on {', '.join(spot)}")
         names = {problem.pools[p].name for p in used}
         if any(point.pool in names and point.source == "assumed" for point in job.throughput):
-            notes.append(f"{job.name}: its throughput is assumed, not measured")
+            assumed.append(job.name)
+    if assumed:
+        notes.append(f"throughput is assumed, not measured: {', '.join(assumed)}")
     return tuple(notes)

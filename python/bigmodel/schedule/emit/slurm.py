@@ -17,11 +17,11 @@ def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
     for pool in {task.pool.name: task.pool for task in tasks.tasks}.values():
         if pool.ownership == "spot":
             remarks.append(f"pool {pool.name} is spot: Slurm requeues a job only if its partition preempts by requeue")
-    for job in {task.job.name: task.job for task in tasks.tasks}.values():
-        if job.image:
-            remarks.append(f"{job.name}: image {job.image} needs a container plugin, so it is not asked for")
-        if job.data_gb:
-            remarks.append(f"{job.name}: {job.data_gb:g} GB of data are to be in place; --tmp asks for the room")
+    jobs = {task.job.name: task.job for task in tasks.tasks}.values()
+    if any(job.image for job in jobs):
+        remarks.append("images need a container plugin of Slurm, so they are not asked for")
+    if any(job.data_gb for job in jobs):
+        remarks.append("data are to be in place when a run begins; --tmp asks for their room alone")
     files = {f"{task.name}.sbatch": _script(task) for task in tasks.tasks}
     files["submit.sh"] = _submit(tasks.tasks, remarks)
     return files, remarks

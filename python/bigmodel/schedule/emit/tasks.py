@@ -80,18 +80,15 @@ def of(plan: Plan) -> Tasks:
             remarks.append(f"{job.name} runs on several pools at once: one task per pool, which the engine starts alone")
         if not done.runs:
             remarks.append(f"{job.name} is dropped by the plan and not emitted")
-    names = {job.name: [] for job in problem.jobs}
+    names: dict[str, list] = {job.name: [] for job in problem.jobs}
     for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
         for index, run in enumerate(done.runs):
-            for p, _ in run.devices:
-                suffix = f"-{problem.pools[p].name}" if len(run.devices) > 1 else ""
-                names[job.name].append((f"{job.name}.run{index + 1}{suffix}", run))
+            names[job.name] += [(_task_name(plan, job, index, run, p), run) for p, _ in run.devices]
     for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
         made[job.name] = []
         for index, run in enumerate(done.runs):
             for p, devices in run.devices:
-                suffix = f"-{problem.pools[p].name}" if len(run.devices) > 1 else ""
-                name = f"{job.name}.run{index + 1}{suffix}"
+                name = _task_name(plan, job, index, run, p)
                 hours = (run.last - run.first) * problem.slot_hours
                 task = Task(
                     name=name,
@@ -101,7 +98,7 @@ def of(plan: Plan) -> Tasks:
                     begins=clock.begins(run.first),
                     minutes=math.ceil(hours * 60 - 1e-6) + GRACE_MINUTES,
                     after=tuple(other for before in job.after for other in _ends(names[before])),
-                    previous=tuple(other for other, earlier in names[job.name] if earlier.last <= run.first),
+                    previous=tuple(_ends([item for item in names[job.name] if item[1].last <= run.first])),
                     last=index == len(done.runs) - 1,
                     label=f"{clock.label(run.first)} to {clock.label(run.last)}, {devices} x {problem.pools[p].name}",
                 )
@@ -109,6 +106,11 @@ def of(plan: Plan) -> Tasks:
     every = [item for items in made.values() for item in items]
     order = [task for task, _, _ in sorted(every, key=lambda item: (item[1], item[0].name))]
     return Tasks(_in_order(order), remarks, problem.tz)
+
+
+def _task_name(plan: Plan, job: Job, index: int, run, p: int) -> str:
+    pool = f"-{plan.problem.pools[p].name}" if len(run.devices) > 1 else ""
+    return f"{job.name}.run{index + 1}{pool}"
 
 
 def _ends(named) -> list[str]:
