@@ -204,6 +204,8 @@ class Table:
         while True:
             worked = 0.0
             for q, (done, lost) in enumerate(plan):
+                if s + q >= self.last - self.first or self.price[k][s + q] == np.inf:
+                    raise _Short
                 yield self.first + s + q, int(data.pool[k]), int(data.devices[k])
                 worked += (self.h - lost) * data.rate[k]
                 if worked >= left * (1 - _EPS) or (self.rounding == "up" and done >= units):
