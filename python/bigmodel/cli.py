@@ -13,20 +13,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status; an error is one sentence on stderr and status 1."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.action(arguments)
+        return arguments.action(arguments) or 0
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"bigmodel {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     from bigmodel import __version__
     from bigmodel.benchmarks import GROUPS
 
-    parser = argparse.ArgumentParser(prog="bigmodel", description="Fused training ops for PyTorch.")
+    parser = argparse.ArgumentParser(prog="bigmodel", description="Fused training ops for PyTorch, and a planner.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -43,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
         "--plot", type=Path, metavar="FILE.png", help="measure a range of row lengths too and draw the bandwidth here"
     )
     command.set_defaults(action=_bench)
+
+    from bigmodel.schedule import command as planner
+
+    planner.add_to(commands)
     return parser
 
 

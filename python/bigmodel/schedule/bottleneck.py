@@ -1,0 +1,128 @@
+"""Measures that are a largest value over jobs: makespan and the fairnesses. A bound on them is a deadline per job.
+
+The least bound is bisected: above it a plan has been found, below it the relaxation has none.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bigmodel.schedule import rules
+from bigmodel.schedule.instance import Stage, build
+from bigmodel.schedule.problem import Problem
+from bigmodel.schedule.search import Search
+from bigmodel.schedule.worker import Worker
+
+
+@dataclass
+class Found:
+    """value, bound: of the measure, hours or a ratio. ends: what the value makes of every job's deadline."""
+
+    best: dict[int, tuple] | None
+    value: float
+    bound: float
+    ends: tuple[int, ...]
+    infeasible: bool
+    cut: bool
+
+
+def minimise(problem: Problem, stage: Stage, measure: str, worker: Worker, end: float, seed: int) -> Found:
+    """Bisects over the values that the measure can take; cost breaks ties only in later stages."""
+    values = _values(problem, measure)
+    best, low, high, cut = None, 0, len(values) - 1, False
+    ends = stage.ends
+    probe = high
+    proven = 0
+    while low <= high:
+        trial = _ends(problem, stage, measure, values[probe])
+        search = _feasible(problem, replace(stage, ends=trial), worker, end, seed)
+        if search.best is not None:
+            best, ends = search.best, trial
+            high = min(probe, _reached(problem, measure, values, search.best)) - 1
+        elif search.infeasible:
+            low = proven = probe + 1
+            if probe == len(values) - 1:
+                return Found(None, np.inf, np.inf, ends, True, False)
+        else:
+            low, cut = probe + 1, cut or time.monotonic() > end
+            if best is None:
+                break
+        probe = (low + high) // 2
+    if best is None:
+        return Found(None, np.inf, float(values[proven]), ends, False, True)
+    value = values[_reached(problem, measure, values, best)]
+    return Found(best, float(value), float(values[proven]), _ends(problem, stage, measure, value), False, cut)
+
+
+def frontier(problem: Problem, stage: Stage, measures: list[str], worker: Worker, end: float, seed: int):
+    """Sets of deadlines at a few values between the least and no bound, and the least value of each measure."""
+    candidates, floor = [], {}
+    for measure in measures:
+        found = minimise(problem, stage, measure, worker, time.monotonic() + (end - time.monotonic()) * 0.2, seed)
+        floor[measure] = found.bound if np.isfinite(found.bound) else 0.0
+        values = _values(problem, measure)
+        if found.best is not None:
+            rest = values[np.searchsorted(values, found.value) :]
+            for at in np.unique(np.linspace(0, len(rest) - 1, 4).astype(int))[:-1]:
+                candidates.append(_ends(problem, stage, measure, rest[at]))
+    return candidates, floor
+
+
+def _feasible(problem: Problem, stage: Stage, worker: Worker, end: float, seed: int) -> Search:
+    """Any plan will do, so the gap is infinite; a few seconds, so that bisection can go on."""
+    until = min(end, time.monotonic() + max(0.5, (end - time.monotonic()) / 3))
+    stage = replace(stage, weights={"cost": 1.0})
+    search = Search(build(problem, stage), worker, until, gap=np.inf, seed=seed)
+    return search.run()
+
+
+def _values(problem: Problem, measure: str) -> np.ndarray:
+    """Every value that the measure can take on whole slots, rising."""
+    slots = np.arange(problem.now + 1, problem.slots + 1)
+    if measure == "makespan":
+        return slots * problem.slot_hours
+    every = [(slots - release) / fastest for release, fastest in _scales(problem, measure).values()]
+    return np.unique(np.concatenate([part[part > 0] for part in every]).round(12))
+
+
+def _scales(problem: Problem, measure: str) -> dict[str, tuple[int, int]]:
+    """(first release, least slots) by job, or by owner."""
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for job in problem.jobs:
+        key = job.name if measure == "fairness" else job.owner
+        rows.setdefault(key, []).append((problem.clock.release(job.release), rules.fastest_slots(problem, job)))
+    scales = {}
+    for key, pairs in rows.items():
+        first = min(release for release, _ in pairs)
+        scales[key] = (first, max(release + fastest for release, fastest in pairs) - first)
+    return scales
+
+
+def _ends(problem: Problem, stage: Stage, measure: str, value: float) -> tuple[int, ...]:
+    if measure == "makespan":
+        slot = int(np.floor(value / problem.slot_hours + 1e-9))
+        return tuple(min(end, slot) for end in stage.ends)
+    scales = _scales(problem, measure)
+    ends = []
+    for job, end in zip(problem.jobs, stage.ends, strict=True):
+        release, least = scales[job.name if measure == "fairness" else job.owner]
+        ends.append(min(end, int(np.floor(release + value * least + 1e-9))))
+    return tuple(ends)
+
+
+def _reached(problem: Problem, measure: str, values: np.ndarray, best: dict[int, tuple]) -> int:
+    """The index of the value that a plan has."""
+    finish = {problem.jobs[j].name: use[-1][0] + 1 for j, use in best.items()}
+    if measure == "makespan":
+        value = max(finish.values(), default=0) * problem.slot_hours
+    else:
+        scales = _scales(problem, measure)
+        value = 0.0
+        for job in problem.jobs:
+            if job.name in finish:
+                release, least = scales[job.name if measure == "fairness" else job.owner]
+                value = max(value, (finish[job.name] - release) / least)
+    return min(int(np.searchsorted(values, value - 1e-9)), len(values) - 1)

@@ -1,0 +1,235 @@
+"""Lower bounds: the linear relaxation, and the Lagrangian bound that prices capacity and solves each job exactly.
+
+For any prices of capacity and limits that are not negative,
+
+    L = sum_j min(drop_j, cheapest schedule of j at those prices) - sum (price x capacity) - sum (price x limit)
+
+is at most the cost of every plan, since a plan pays no more for capacity than there is. Precedence is left out but for
+the windows that it tightens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bigmodel.schedule.fill import hull
+from bigmodel.schedule.instance import Instance, JobData
+from bigmodel.schedule.state import cheapest
+
+
+@dataclass
+class Prices:
+    """Multipliers: capacity (pools, slots), quotas (groups, slots), limits (limits,); value: the relaxation's optimum."""
+
+    capacity: np.ndarray
+    quota: np.ndarray
+    limit: np.ndarray
+    value: float = -np.inf
+
+    @classmethod
+    def zero(cls, inst: Instance) -> Prices:
+        slots = inst.problem.slots
+        return cls(
+            np.zeros((len(inst.problem.pools), slots)),
+            np.zeros((len(inst.groups), slots)),
+            np.zeros(len(inst.stage.limits)),
+        )
+
+    def shared(self, inst: Instance) -> np.ndarray:
+        """What a device-hour pays for capacity and quotas, (pools, slots)."""
+        total = self.capacity.copy()
+        for row, (members, _) in enumerate(inst.groups):
+            total[list(members)] += self.quota[row]
+        return total / inst.h
+
+    def unit(self, inst: Instance, j: int, shared: np.ndarray) -> np.ndarray:
+        """Job j's price of a device-hour, (pools, slots)."""
+        unit = inst.unit + shared
+        for row, limit in enumerate(inst.stage.limits):
+            if self.limit[row] and j in limit.members:
+                unit = unit + self.limit[row] * (
+                    limit.weights.get("cost", 0.0) * inst.problem.price
+                    + limit.weights.get("carbon", 0.0) * inst.problem.carbon
+                )
+        return unit
+
+
+def relaxation(inst: Instance) -> dict:
+    """The linear relaxation as linprog's arguments, for the worker; `read_prices` reads its answer.
+
+    A column is the share of a slot that a job spends in a configuration. A job whose window is wide has one column per
+    pool and slot, its most efficient configuration at up to its largest count; one that may need more has them all.
+    """
+    columns = _Columns(inst)
+    for data in inst.jobs:
+        columns.job(data)
+    return columns.program()
+
+
+class _Columns:
+    def __init__(self, inst: Instance):
+        self.inst = inst
+        self.cost: list[np.ndarray] = []
+        self.upper: list[np.ndarray] = []
+        self.entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.size = 0
+        pools, slots = inst.count.shape
+        self.capacity = len(inst.jobs)
+        self.quota = self.capacity + pools * slots
+        self.limit = self.quota + len(inst.groups) * slots
+        self.rows = self.limit + len(inst.stage.limits)
+        self.right = np.concatenate(
+            [
+                [-1.0] * len(inst.jobs),
+                inst.count.ravel(),
+                np.repeat([float(limit) for _, limit in inst.groups], slots),
+                [limit.most for limit in inst.stage.limits],
+            ]
+        )
+
+    def job(self, data: JobData) -> None:
+        slots = np.arange(data.first, data.last)
+        tight = self._tight(data, len(slots))
+        one_per_slot = None
+        if tight and len(slots):
+            one_per_slot = self.rows + np.arange(len(slots))
+            self.rows += len(slots)
+            self.right = np.concatenate([self.right, np.ones(len(slots))])
+        for p in np.unique(data.pool):
+            mine = data.pool == p
+            most = int(data.devices[mine].max())
+            points = hull(data.devices[mine], data.rate[mine])[1:]
+            if not tight:
+                n, rate = max(points, key=lambda point: point[1] / point[0])
+                points = [(most, rate * most / n)]
+            for n, rate in points:
+                self._add(data, int(p), n, rate, slots, one_per_slot)
+        if np.isfinite(data.drop):
+            self._append(np.array([data.drop]), np.ones(1), [(data.index, -1.0)])
+        elif not len(data.pool) or not len(slots):
+            self._append(np.zeros(1), np.zeros(1), [(data.index, -1.0)])
+
+    def _tight(self, data: JobData, slots: int) -> bool:
+        if not len(data.pool) or data.job.mix_pools:
+            return False
+        efficient = [np.argmax(np.where(data.pool == p, data.rate / data.devices, 0)) for p in np.unique(data.pool)]
+        return bool(data.work > 0.6 * slots * self.inst.h * min(data.rate[k] for k in efficient))
+
+    def _add(self, data: JobData, p: int, n: int, rate: float, slots: np.ndarray, one_per_slot) -> None:
+        inst, h = self.inst, self.inst.h
+        share = rate * h / data.work
+        cost = inst.unit[p, slots] * n * h + data.late[slots + 1] * min(share, 1.0)
+        rows: list[tuple] = [(data.index, -share), (self.capacity + p * inst.problem.slots + slots, float(n))]
+        for row, (members, _) in enumerate(inst.groups):
+            if p in members:
+                rows.append((self.quota + row * inst.problem.slots + slots, float(n)))
+        for row, limit in enumerate(inst.stage.limits):
+            if data.index in limit.members:
+                price = limit.weights.get("cost", 0.0) * inst.problem.price[p, slots]
+                price = price + limit.weights.get("carbon", 0.0) * inst.problem.carbon[p, slots]
+                rows.append((self.limit + row, price * n * h))
+        if one_per_slot is not None:
+            rows.append((one_per_slot, 1.0))
+        self._append(cost, np.ones(len(slots)), rows)
+
+    def _append(self, cost: np.ndarray, upper: np.ndarray, rows: list[tuple]) -> None:
+        columns = self.size + np.arange(len(cost))
+        for row, value in rows:
+            self.entries.append((np.broadcast_to(row, len(cost)), columns, np.broadcast_to(value, len(cost))))
+        self.cost.append(cost)
+        self.upper.append(upper)
+        self.size += len(cost)
+
+    def program(self) -> dict:
+        from scipy.sparse import csr_array
+
+        rows, columns, values = (np.concatenate(part) for part in zip(*self.entries, strict=True))
+        matrix = csr_array((values, (rows, columns)), shape=(self.rows, self.size))
+        upper = np.concatenate(self.upper)
+        return {
+            "c": np.concatenate(self.cost),
+            "A_ub": matrix,
+            "b_ub": self.right,
+            "bounds": np.stack([np.zeros_like(upper), upper], axis=1),
+        }
+
+
+def read_prices(inst: Instance, value: float, marginals: np.ndarray) -> Prices:
+    """Prices from the duals of the relaxation's rows."""
+    pools, slots = inst.count.shape
+    duals = np.maximum(0.0, -marginals)
+    at = len(inst.jobs)
+    capacity = duals[at : at + pools * slots].reshape(pools, slots)
+    at += pools * slots
+    quota = duals[at : at + len(inst.groups) * slots].reshape(len(inst.groups), slots)
+    at += len(inst.groups) * slots
+    return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)], value)
+
+
+def lagrangian(inst: Instance, prices: Prices, tick=lambda: None) -> tuple[float, Prices]:
+    """L at these prices, and its supergradient in the same shape. L is inf if a job fits nowhere even alone.
+
+    tick: called between jobs; may raise to stop.
+    """
+    free = inst.free()
+    slope = Prices(-inst.count.astype(float), np.zeros_like(prices.quota), np.zeros_like(prices.limit))
+    for row, (_, limit) in enumerate(inst.groups):
+        slope.quota[row] -= limit
+    for row, limit in enumerate(inst.stage.limits):
+        slope.limit[row] -= limit.most
+    total = float((prices.capacity * inst.count).sum() + (prices.quota.T @ [g[1] for g in inst.groups]).sum())
+    total = -total - float(sum(prices.limit[row] * limit.most for row, limit in enumerate(inst.stage.limits)))
+    shared = prices.shared(inst)
+    for data in inst.jobs:
+        tick()
+        best = cheapest(inst, data, prices.unit(inst, data.index, shared), free, optimistic=True)
+        if data.drop <= best.cost:
+            total += data.drop
+            continue
+        total += best.cost
+        for slot, p, n in best.use:
+            slope.capacity[p, slot] += n
+            for row, (members, _) in enumerate(inst.groups):
+                if p in members:
+                    slope.quota[row, slot] += n
+            for row, limit in enumerate(inst.stage.limits):
+                if data.index in limit.members:
+                    price = limit.weights.get("cost", 0.0) * inst.problem.price[p, slot]
+                    price += limit.weights.get("carbon", 0.0) * inst.problem.carbon[p, slot]
+                    slope.limit[row] += price * n * inst.h
+    return total, slope
+
+
+def ascend(inst: Instance, prices: Prices, target: float, rounds: int, tick=lambda: None, goal: float = np.inf):
+    """Raises L by supergradient steps of Polyak's length towards `target`, an incumbent's cost. Yields (L, prices).
+
+    Stops after `rounds`, or once L reaches `goal`. Source of the step: Polyak, Minimization of unsmooth functionals
+    (1969); theta is halved after two rounds without a gain.
+    """
+    best, at, theta, stuck = -np.inf, prices, 1.0, 0
+    current = prices
+    for _ in range(rounds):
+        value, slope = lagrangian(inst, current, tick)
+        if value > best + 1e-12 * abs(best if np.isfinite(best) else 1.0):
+            best, at, stuck = value, current, 0
+        else:
+            stuck += 1
+            if stuck >= 2:
+                theta, stuck, current = theta / 2, 0, at
+        yield best, at
+        if best >= goal:
+            return
+        current = _step(inst, current, slope, theta * max(target - value, 1e-9 * abs(target)))
+
+
+def _step(inst: Instance, at: Prices, slope: Prices, ascent: float) -> Prices:
+    """One step; components that would only push a price of 0 below it do not count in its length."""
+    parts = [(at.capacity, slope.capacity), (at.quota, slope.quota), (at.limit, slope.limit)]
+    masked = [np.where((price <= 0) & (g < 0), 0.0, g) for price, g in parts]
+    norm = sum(float((g * g).sum()) for g in masked)
+    if not norm:
+        return at
+    moved = [np.maximum(0.0, price + ascent / norm * g) for (price, _), g in zip(parts, masked, strict=True)]
+    return Prices(*moved)

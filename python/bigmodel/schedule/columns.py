@@ -1,0 +1,100 @@
+"""The restricted master: one column per schedule seen, choose one for each job within capacity, quotas and limits.
+
+Its relaxation gives prices of capacity better than those of the slot-wise relaxation, since a column carries set-up,
+min_run and rounding; its integer programme recombines schedules of many incumbents. Source: Dantzig and Wolfe (1960).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bigmodel.schedule.bounds import Prices
+from bigmodel.schedule.instance import Instance
+from bigmodel.schedule.state import State, real_cost
+
+
+class Columns:
+    """Schedules by job, each once."""
+
+    def __init__(self, inst: Instance):
+        self.inst = inst
+        self.job: list[int] = []
+        self.use: list[tuple[tuple[int, int, int], ...]] = []
+        self.cost: list[float] = []
+        self._seen: set[tuple] = set()
+        self._probe = State(inst)
+        self._usage: list[np.ndarray] = []
+        self._alone = inst.free()
+
+    def add(self, j: int, use) -> bool:
+        """Adds a schedule that does the job's whole work; whether it is new."""
+        if not use or (j, use) in self._seen:
+            return False
+        self._seen.add((j, use))
+        self._probe.put(j, use)
+        self.job.append(j)
+        self.use.append(tuple(use))
+        self.cost.append(self._probe.worth[j])
+        self._usage.append(self._probe.usage[:, j].copy())
+        self._probe.remove(j)
+        return True
+
+    def master(self, penalty: np.ndarray, keep: np.ndarray | None = None) -> dict:
+        """The master as arrays: variables are the columns, then one per job for leaving it out.
+
+        keep: which columns take part; None for all. penalty: by job, of leaving out one that may not be dropped;
+        a small one keeps the duals from running wild while there are few columns.
+        """
+        from scipy.sparse import csr_array
+
+        inst = self.inst
+        slots, jobs = inst.problem.slots, len(inst.jobs)
+        chosen = np.arange(len(self.job)) if keep is None else np.asarray(keep)
+        base_quota = jobs + inst.count.size
+        base_limit = base_quota + len(inst.groups) * slots
+        rows, columns, values = [], [], []
+        for column, i in enumerate(chosen):
+            use = np.array(self.use[i])
+            rows.append(np.array([self.job[i]]))
+            values.append(np.ones(1))
+            rows.append(jobs + use[:, 1] * slots + use[:, 0])
+            values.append(use[:, 2].astype(float))
+            for g, (members, _) in enumerate(inst.groups):
+                mine = use[np.isin(use[:, 1], members)]
+                rows.append(base_quota + g * slots + mine[:, 0])
+                values.append(mine[:, 2].astype(float))
+            limits = np.flatnonzero(self._usage[i])
+            rows.append(base_limit + limits)
+            values.append(self._usage[i][limits])
+            columns.append(np.full(sum(len(part) for part in rows) - sum(len(part) for part in columns), column))
+        out = len(chosen) + np.arange(jobs)
+        rows.append(np.arange(jobs))
+        values.append(np.ones(jobs))
+        columns.append(out)
+        drop = np.array([data.drop if np.isfinite(data.drop) else penalty[data.index] for data in inst.jobs])
+        shape = (base_limit + len(inst.stage.limits), len(chosen) + jobs)
+        matrix = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
+        right = np.concatenate(
+            [
+                inst.count.ravel(),
+                np.repeat([float(limit) for _, limit in inst.groups], slots),
+                [limit.most for limit in inst.stage.limits],
+            ]
+        )
+        return {
+            "c": np.concatenate([np.array(self.cost)[chosen], drop]),
+            "A_eq": matrix[:jobs],
+            "b_eq": np.ones(jobs),
+            "A_ub": matrix[jobs:],
+            "b_ub": right,
+        }
+
+    def prices(self, marginals: np.ndarray, value: float) -> Prices:
+        """Prices from the duals of the relaxed master's inequality rows."""
+        inst, (pools, slots) = self.inst, self.inst.count.shape
+        duals = np.maximum(0.0, -marginals)
+        quota = pools * slots
+        limit = quota + len(inst.groups) * slots
+        return Prices(
+            duals[:quota].reshape(pools, slots), duals[quota:limit].reshape(-1, slots), duals[limit:], value
+        )

@@ -1,0 +1,57 @@
+"""Slurm: one batch script per run, and a submit.sh that chains their ids.
+
+afterok between jobs (what follows needs success), afterany between runs of one job (a run that its time ends is what
+the plan wants). --begin is in the cluster's zone, taken to be the problem's.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from bigmodel.schedule.emit.tasks import GRACE_MINUTES, Task, Tasks, comments
+
+
+def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
+    remarks = list(tasks.remarks)
+    remarks += [f"--begin is local time in {tasks.zone}; a cluster in another zone needs other times"]
+    for pool in {task.pool.name: task.pool for task in tasks.tasks}.values():
+        if pool.ownership == "spot":
+            remarks.append(f"pool {pool.name} is spot: Slurm requeues a job only if its partition preempts by requeue")
+    jobs = {task.job.name: task.job for task in tasks.tasks}.values()
+    if any(job.image for job in jobs):
+        remarks.append("images need a container plugin of Slurm, so they are not asked for")
+    if any(job.data_gb for job in jobs):
+        remarks.append("data are to be in place when a run begins; --tmp asks for their room alone")
+    files = {f"{task.name}.sbatch": _script(task) for task in tasks.tasks}
+    files["submit.sh"] = _submit(tasks.tasks, remarks)
+    return files, remarks
+
+
+def _script(task: Task) -> str:
+    lines = [f"--job-name={task.name}", f"--nodes={task.nodes}", "--ntasks-per-node=1"]
+    if task.pool.partition:
+        lines.append(f"--partition={shlex.quote(task.pool.partition)}")
+    if task.pool.kind == "cpu":
+        lines.append(f"--cpus-per-task={task.per_node}")
+    else:
+        lines.append(f"--gres={shlex.quote(task.pool.gres or 'gpu')}:{task.per_node}")
+    lines.append(f"--time={task.minutes}")
+    lines.append(f"--begin={task.begins:%Y-%m-%dT%H:%M:%S}")
+    if task.job.data_gb:
+        lines.append(f"--tmp={task.job.data_gb:g}G")
+    lines.append("--output=%x-%j.out")
+    options = "".join(f"#SBATCH {line}\n" for line in lines)
+    note = f"# {task.label}; --time is the run's length and {GRACE_MINUTES} minutes of grace\n"
+    return f"#!/bin/bash\n{options}{note}set -euo pipefail\n{task.exports}{task.command}\n"
+
+
+def _submit(tasks: list[Task], remarks: list[str]) -> str:
+    ids = {task.name: f"id_{index}" for index, task in enumerate(tasks)}
+    lines = ["#!/bin/bash", comments(remarks).rstrip("\n"), "set -euo pipefail", 'cd "$(dirname "$0")"']
+    for task in tasks:
+        waits = [f"afterok:${ids[name]}" for name in task.after] + [f"afterany:${ids[name]}" for name in task.previous]
+        option = f' --dependency="{",".join(waits)}"' if waits else ""
+        lines.append(f"{ids[task.name]}=$(sbatch --parsable{option} {shlex.quote(task.name + '.sbatch')})")
+        lines.append(f"{ids[task.name]}=${{{ids[task.name]}%%;*}}")  # on a federation the cluster's name follows
+        lines.append(f'echo "{task.name} ${ids[task.name]}"')
+    return "\n".join(lines) + "\n"

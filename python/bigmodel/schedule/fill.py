@@ -1,0 +1,98 @@
+"""A job that mixes pools, at given prices: devices are taken where work is cheapest, until the work is done.
+
+Per pool, the lower convex hull of devices over rate gives steps of falling efficiency; over all pools and slots the
+steps are taken in order of price per work. The last step taken in part is the relaxation; whole, it is a schedule.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bigmodel.schedule.instance import JobData
+from bigmodel.schedule.path import Schedule
+
+
+def hull(devices: np.ndarray, rate: np.ndarray) -> list[tuple[int, float]]:
+    """(devices, rate) points on the concave majorant of a pool's rates, the origin first."""
+    points = [(0, 0.0)]
+    for n, r in sorted(zip(devices.tolist(), rate.tolist(), strict=True)):
+        while len(points) > 1 and _slope(points[-2], points[-1]) <= _slope(points[-1], (n, r)):
+            points.pop()
+        points.append((n, r))
+    while len(points) > 1 and points[-1][1] <= points[-2][1]:
+        points.pop()
+    return points
+
+
+def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
+def cheapest(data: JobData, unit, free, h: float, *, optimistic: bool, first: int, last: int) -> Schedule:
+    """The relaxation's value if `optimistic` (its use is rounded up), else a schedule in whole devices."""
+    best = Schedule(np.inf, ())
+    ends = [last]
+    if data.late[last] > data.late[first]:
+        ends = [e for e in range(first + 1, last + 1) if e == last or data.late[e] < data.late[e + 1]]
+    for end in ends:
+        found = _fill(data, unit, free, h, optimistic, first, end)
+        if found.use:
+            late = data.late[end if optimistic else found.use[-1][0] + 1]
+            found = Schedule(found.cost + late, found.use)
+        if found.cost < best.cost:
+            best = found
+    return best
+
+
+def _fill(data: JobData, unit, free, h: float, optimistic: bool, first: int, last: int) -> Schedule:
+    steps = _steps(data, unit, free, h, first, last)
+    total = sum(step[1].sum() for step in steps)
+    if not steps or total < data.work * (1 - 1e-9):
+        return Schedule(np.inf, ())
+    price, work, slot, pool, devices = (np.concatenate(column) for column in zip(*steps, strict=True))
+    order = np.argsort(price, kind="stable")
+    done = np.cumsum(work[order])
+    taken = int(np.searchsorted(done, data.work * (1 - 1e-9))) + 1
+    chosen = order[:taken]
+    over = done[taken - 1] - data.work
+    cost = float((price[chosen] * work[chosen]).sum() - price[chosen[-1]] * max(0.0, over))
+    table: dict[tuple[int, int], int] = {}
+    for i in chosen:
+        key = (int(slot[i]), int(pool[i]))
+        table[key] = table.get(key, 0) + int(devices[i])
+    if not optimistic:
+        _shave(data, table, unit, h)
+        cost = sum(unit[p, s] * n * h for (s, p), n in table.items())
+    return Schedule(cost, tuple((s, p, n) for (s, p), n in sorted(table.items())))
+
+
+def _steps(data: JobData, unit, free, h: float, first: int, last: int) -> list[tuple[np.ndarray, ...]]:
+    """(price per work, work, slot, pool, devices) of every step of every hull."""
+    steps = []
+    slots = np.arange(first, last)
+    for p in np.unique(data.pool):
+        mine = data.pool == p
+        for most in np.unique(np.minimum(free[p, slots], data.devices[mine].max())):
+            fits = mine & (data.devices <= most)
+            here = slots[np.minimum(free[p, slots], data.devices[mine].max()) == most]
+            points = hull(data.devices[fits], data.rate[fits])
+            for (n0, r0), (n1, r1) in zip(points, points[1:], strict=False):
+                work = np.full(len(here), (r1 - r0) * h)
+                price = unit[p, here] * (n1 - n0) * h / work
+                steps.append((price, work, here, np.full(len(here), p), np.full(len(here), n1 - n0)))
+    return steps
+
+
+def _shave(data: JobData, table: dict[tuple[int, int], int], unit, h: float) -> None:
+    """Gives back devices, the dearest first, while the work is still done."""
+    rate = {(int(p), int(n)): r * h for p, n, r in zip(data.pool, data.devices, data.rate, strict=True)}
+    spare = sum(rate[p, n] for (_, p), n in table.items()) - data.work
+    for s, p in sorted(table, key=lambda key: (-unit[key[1], key[0]], key)):
+        n = table[s, p]
+        while n and spare >= rate[p, n] - rate.get((p, n - 1), 0.0) and (n == 1 or (p, n - 1) in rate):
+            spare -= rate[p, n] - rate.get((p, n - 1), 0.0)
+            n -= 1
+        if n:
+            table[s, p] = n
+        else:
+            del table[s, p]

@@ -1,0 +1,171 @@
+"""A problem as arrays: windows, configurations, prices of one stage of the objective. What every solving part reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bigmodel.schedule import rates, rules
+from bigmodel.schedule.problem import Job, Problem
+
+
+@dataclass(frozen=True)
+class Limit:
+    """sum over `members` of weights-weighted measures <= most. weights: of "cost", "carbon" and "lateness"."""
+
+    name: str
+    members: tuple[int, ...]
+    weights: dict[str, float]
+    most: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one solve minimises: weights of the measures, deadlines that an earlier stage left, and its limits.
+
+    ends: (jobs,) the slot before which each job must end, at most its own. Only separable measures ("cost", "carbon",
+    "lateness") are priced; "makespan" and the fairnesses become `ends`.
+    """
+
+    weights: dict[str, float]
+    ends: tuple[int, ...]
+    limits: tuple[Limit, ...] = ()
+    drops: bool = True  # whether jobs with a value may be dropped
+
+
+@dataclass(frozen=True)
+class JobData:
+    """One job. pool, devices, rate (work per hour), startup (hours): (configurations,). first <= slot < last."""
+
+    job: Job
+    index: int
+    first: int
+    last: int
+    work: float
+    pool: np.ndarray
+    devices: np.ndarray
+    rate: np.ndarray
+    startup: np.ndarray
+    second: np.ndarray  # billed by the second
+    drop: float  # what dropping it costs in this stage; inf where it may not be
+    late: np.ndarray  # (slots + 1,): what ending at each slot costs in this stage
+    running: int | None  # the configuration in which it runs at Problem.now
+    after: tuple[int, ...]
+
+    @property
+    def switches(self) -> bool:
+        """Whether anything ties one slot to the next."""
+        job = self.job
+        return bool(job.min_run > 1 or job.restart > 0 or (self.startup > 0).any() or not job.preemptible)
+
+
+@dataclass
+class Instance:
+    """unit: what a device-hour of each pool and slot costs in this stage, (pools, slots)."""
+
+    problem: Problem
+    stage: Stage
+    jobs: list[JobData]
+    unit: np.ndarray
+    count: np.ndarray
+    groups: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # pools that share a quota
+
+    @property
+    def h(self) -> float:
+        return self.problem.slot_hours
+
+    def free(self) -> np.ndarray:
+        """Devices that one job could take alone, (pools, slots)."""
+        count = self.count.copy()
+        for members, limit in self.groups:
+            count[list(members)] = np.minimum(count[list(members)], limit)
+        return count
+
+
+def stage_for(problem: Problem, weights: dict[str, float]) -> Stage:
+    """The stage that minimises weighted separable measures under the problem's own deadlines and budgets."""
+    ends = tuple(problem.window(job)[1] for job in problem.jobs)
+    limits = []
+    for name, most, members in rules.budgets(problem):
+        spent = sum(problem.jobs[j].spent for j in members)
+        limits.append(Limit(name, tuple(members), {"cost": 1.0}, most - spent))
+    return Stage(weights, ends, tuple(limits), drops=weights.get("cost", 0) > 0)
+
+
+def build(problem: Problem, stage: Stage) -> Instance:
+    """Arrays of an expanded problem; windows are tightened by what precedence leaves."""
+    unit = stage.weights.get("cost", 0.0) * problem.price + stage.weights.get("carbon", 0.0) * problem.carbon
+    count = problem.count.copy()
+    count[:, : problem.now] = 0
+    groups = [
+        (tuple(p for p, pool in enumerate(problem.pools) if pool.quota_group == group), limit)
+        for group, limit in problem.quotas.items()
+    ]
+    first, last = _windows(problem, stage)
+    jobs = [_job(problem, stage, j, first[j], last[j]) for j in range(len(problem.jobs))]
+    return Instance(problem, stage, jobs, unit, count, [group for group in groups if group[0]])
+
+
+def _windows(problem: Problem, stage: Stage) -> tuple[list[int], list[int]]:
+    """Earliest starts go forward along precedence, latest ends backward; a droppable job pushes nobody."""
+    index = {job.name: j for j, job in enumerate(problem.jobs)}
+    first = [problem.window(job)[0] for job in problem.jobs]
+    last = list(stage.ends)
+    least = [rules.fastest_slots(problem, job) for job in problem.jobs]
+    for j in _topological(problem):
+        for before in problem.jobs[j].after:
+            first[j] = max(first[j], first[index[before]] + least[index[before]])
+    for j in reversed(_topological(problem)):
+        if problem.jobs[j].value is None:
+            for before in problem.jobs[j].after:
+                last[index[before]] = min(last[index[before]], last[j] - least[j])
+    return first, last
+
+
+def _topological(problem: Problem) -> list[int]:
+    index = {job.name: j for j, job in enumerate(problem.jobs)}
+    order: list[int] = []
+    placed: set[int] = set()
+    while len(order) < len(problem.jobs):
+        for j, job in enumerate(problem.jobs):
+            if j not in placed and all(index[before] in placed for before in job.after):
+                placed.add(j)
+                order.append(j)
+    return order
+
+
+def _job(problem: Problem, stage: Stage, j: int, first: int, last: int) -> JobData:
+    job = problem.jobs[j]
+    rows = []
+    for p, pool in enumerate(problem.pools):
+        rows += [(p, n, rate, pool.startup_hours, pool.billing == "second") for n, rate in rates.hourly(job, pool).items()]
+    pools, devices, rate, startup, second = (np.array(column) for column in zip(*rows, strict=True)) if rows else [
+        np.zeros(0, dtype=int)
+    ] * 5
+    weight = stage.weights.get("lateness", 0.0) * job.priority
+    late = np.array([weight * rules.late_hours(problem, job, end) for end in range(problem.slots + 1)])
+    drop = np.inf
+    if job.value is not None and stage.drops:
+        drop = stage.weights.get("cost", 0.0) * job.value
+    running = None
+    if job.running is not None:
+        same = (pools == problem.pool_index(job.running.pool)) & (devices == job.running.devices)
+        running = int(np.flatnonzero(same)[0]) if same.any() else None
+    index = {other.name: i for i, other in enumerate(problem.jobs)}
+    return JobData(
+        job=job,
+        index=j,
+        first=first,
+        last=last,
+        work=job.work - job.done,
+        pool=pools.astype(int),
+        devices=devices.astype(int),
+        rate=rate.astype(float),
+        startup=startup.astype(float),
+        second=second.astype(bool),
+        drop=drop,
+        late=late,
+        running=running,
+        after=tuple(index[before] for before in job.after),
+    )

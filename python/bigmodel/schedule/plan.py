@@ -1,0 +1,219 @@
+"""The answer: who runs where and when, what it costs, and how good that is proven to be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bigmodel.schedule import rules
+from bigmodel.schedule.problem import Problem
+from bigmodel.schedule.rules import Account, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of the objective: the value reached, the proven bound, and (value - bound) / |value|."""
+
+    measure: str
+    value: float
+    bound: float
+
+    @property
+    def gap(self) -> float:
+        if self.value - self.bound <= 1e-9 * max(1.0, abs(self.value)):
+            return 0.0
+        return (self.value - self.bound) / abs(self.value) if self.value else np.inf
+
+
+@dataclass(frozen=True)
+class Plan:
+    """allocation: devices, integers of shape (jobs, pools, slots), in the order of problem.jobs and problem.pools.
+
+    problem has its replicas written out. status is a sentence; complete says whether the search ended by itself, so
+    that the same input and seed give the same plan. notes: what a reader should know, such as spot and deadlines.
+    """
+
+    problem: Problem
+    allocation: np.ndarray
+    status: str
+    stages: tuple[StageResult, ...]
+    complete: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+    past: tuple[dict[str, Any], ...] = ()  # rows of runs before Problem.now
+    moves: tuple[str, ...] = ()  # what re-planning moved, and what that costs
+    shadow: np.ndarray | None = field(default=None, repr=False)  # price of capacity, per device and slot
+
+    @cached_property
+    def account(self) -> Account:
+        return rules.check(self.problem, self.allocation)
+
+    @property
+    def value(self) -> float:
+        """The first stage's measure."""
+        return self.stages[0].value
+
+    @property
+    def bound(self) -> float:
+        return self.stages[0].bound
+
+    @property
+    def gap(self) -> float:
+        return self.stages[0].gap
+
+    @property
+    def cost(self) -> float:
+        """Currency, from Problem.now on; without fixed costs and without the value of dropped jobs."""
+        return sum(job.cost for job in self.account.jobs)
+
+    @property
+    def fixed_cost(self) -> float:
+        return sum(pool.fixed_cost for pool in self.problem.pools)
+
+    @property
+    def carbon(self) -> float:
+        """Kilograms of CO2."""
+        return self.account.measure("carbon")
+
+    @property
+    def dropped(self) -> list[str]:
+        return [self.problem.jobs[j].name for j in self.account.dropped]
+
+    @property
+    def start(self) -> dict[str, int]:
+        """First slot of each planned job."""
+        return {name: job.start for name, job in self._named() if job.start is not None}
+
+    @property
+    def finish(self) -> dict[str, int]:
+        """The slot after the last of each planned job."""
+        return {name: job.finish for name, job in self._named() if job.finish is not None}
+
+    @property
+    def runs(self) -> dict[str, list[Run]]:
+        return {name: job.runs for name, job in self._named()}
+
+    @property
+    def cost_by_job(self) -> dict[str, float]:
+        return {name: job.cost for name, job in self._named()}
+
+    @property
+    def cost_by_owner(self) -> dict[str, float]:
+        costs: dict[str, float] = {}
+        for job, done in zip(self.problem.jobs, self.account.jobs, strict=True):
+            costs[job.owner] = costs.get(job.owner, 0.0) + done.cost
+        return costs
+
+    @property
+    def cost_by_pool(self) -> dict[str, float]:
+        total = np.zeros(len(self.problem.pools))
+        for job in self.account.jobs:
+            total += 0.0 if job.cost_by_pool is None else job.cost_by_pool
+        return {pool.name: float(cost) for pool, cost in zip(self.problem.pools, total, strict=True)}
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Device-slots used over those there are, by pool, from Problem.now on."""
+        now = self.problem.now
+        used, there = self.allocation[:, :, now:].sum(axis=(0, 2)), self.problem.count[:, now:].sum(axis=1)
+        return {pool.name: float(u / max(n, 1)) for pool, u, n in zip(self.problem.pools, used, there, strict=True)}
+
+    def _named(self):
+        return zip([job.name for job in self.problem.jobs], self.account.jobs, strict=True)
+
+    # --- views --------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per run and pool: job, owner, pool, devices, first, last, begins, ends, hours, lost_hours."""
+        clock, rows = self.problem.clock, []
+        for job, done in zip(self.problem.jobs, self.account.jobs, strict=True):
+            for run in done.runs:
+                for p, devices in run.devices:
+                    rows.append(
+                        {
+                            "job": job.name,
+                            "owner": job.owner,
+                            "pool": self.problem.pools[p].name,
+                            "devices": devices,
+                            "first": run.first,
+                            "last": run.last,
+                            "begins": clock.begins(run.first).isoformat(),
+                            "ends": clock.begins(run.last).isoformat(),
+                            "hours": run.hours,
+                            "lost_hours": run.lost_hours,
+                        }
+                    )
+        return rows
+
+    def to_frame(self) -> pd.DataFrame:
+        """`rows` as a pandas.DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def table(self) -> str:
+        from bigmodel.schedule import text
+
+        return text.plan(self)
+
+    def gantt(self, path: str | Path) -> None:
+        """Draws the plan into a .png, .svg or self-contained .html file.
+
+        Raises:
+            ValueError: another suffix. ImportError: matplotlib is missing (.png and .svg).
+        """
+        from bigmodel.schedule import plot
+
+        plot.gantt(self, Path(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        from bigmodel.schedule import files
+
+        return {
+            "status": self.status,
+            "complete": self.complete,
+            "seconds": round(self.seconds, 3),
+            "stages": [{"measure": s.measure, "value": s.value, "bound": s.bound, "gap": s.gap} for s in self.stages],
+            "cost": self.cost,
+            "fixed_cost": self.fixed_cost,
+            "carbon_kg": self.carbon,
+            "dropped": self.dropped,
+            "notes": list(self.notes),
+            "past": list(self.past),
+            "moves": list(self.moves),
+            "cost_by_job": self.cost_by_job,
+            "cost_by_owner": self.cost_by_owner,
+            "cost_by_pool": self.cost_by_pool,
+            "utilisation": self.utilisation,
+            "runs": self.rows(),
+            "problem": files.to_dict(self.problem),
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def diff(self, other: Plan) -> str:
+        """What `other` does differently, one line per job, and what that costs."""
+        from bigmodel.schedule import text
+
+        return text.diff(self, other)
+
+    def prices(self) -> list[str]:
+        """What one more device of each pool would save, by the relaxation's prices of capacity: an upper estimate."""
+        from bigmodel.schedule import text
+
+        return text.prices(self)
+
+    def replan(self, now: int, changes=None, **options) -> Plan:
+        """Plans again from slot `now` on, keeping the past; see bigmodel.schedule.replan."""
+        from bigmodel.schedule import replanning
+
+        return replanning.replan(self, now, changes, **options)

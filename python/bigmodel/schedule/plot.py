@@ -1,0 +1,134 @@
+"""Gantt charts: pools as rows of devices, runs as bars, prices as a line above. PNG and SVG by matplotlib, HTML alone."""
+
+from __future__ import annotations
+
+import colorsys
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bigmodel.schedule.plan import Plan
+
+SUFFIXES = (".png", ".svg", ".html")
+
+
+def gantt(plan: Plan, path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"gantt: {path.name} must end in {', '.join(SUFFIXES)}.")
+    if path.suffix == ".html":
+        path.write_text(_page(plan))
+    else:
+        _figure(plan, path)
+
+
+def bars(plan: Plan) -> list[tuple[int, int, int, int, int, int]]:
+    """(job, pool, first device, devices, first slot, last slot) of every bar: lanes that no other run holds."""
+    problem = plan.problem
+    most = problem.count.max(axis=1)
+    busy = [np.zeros((int(most[p]), problem.slots), dtype=bool) for p in range(len(problem.pools))]
+    found = []
+    runs = [(run.first, j, run) for j, job in enumerate(plan.account.jobs) for run in job.runs]
+    for _, j, run in sorted(runs, key=lambda item: item[:2]):
+        for p, devices in run.devices:
+            lanes = np.flatnonzero(~busy[p][:, run.first : run.last].any(axis=1))[:devices]
+            # Where lanes free at the same time are not neighbours, a run is drawn as several bars.
+            for group in np.split(lanes, np.flatnonzero(np.diff(lanes) > 1) + 1):
+                if len(group):
+                    found.append((j, p, int(group[0]), len(group), run.first, run.last))
+            busy[p][lanes, run.first : run.last] = True
+    return found
+
+
+def _colour(j: int) -> str:
+    """Neighbouring jobs get hues far apart (steps of the golden ratio)."""
+    red, green, blue = colorsys.hls_to_rgb(j * 0.618034 % 1.0, 0.62, 0.55)
+    return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+
+
+def _figure(plan: Plan, path: Path) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("gantt: .png and .svg need matplotlib; .html does not.") from None
+    problem = plan.problem
+    most = problem.count.max(axis=1)
+    figure = Figure(figsize=(13, 1.5 + 0.09 * float(most.sum()) + 0.5 * len(most)), layout="constrained")
+    axes = figure.subplots(len(most), 1, sharex=True, squeeze=False, height_ratios=np.maximum(most, 4))[:, 0]
+    for p, axis in enumerate(axes):
+        axis.set_ylim(0, max(1, most[p]))
+        axis.set_xlim(0, problem.slots)
+        axis.set_ylabel(f"{problem.pools[p].name}\n{most[p]}", rotation=0, ha="right", va="center")
+        axis.set_yticks([])
+        axis.step(np.arange(problem.slots + 1), [*problem.count[p], problem.count[p][-1]], where="post", color="0.6", lw=0.8)
+        if problem.now:
+            axis.axvspan(0, problem.now, color="0.93")
+    for j, p, lane, devices, first, last in bars(plan):
+        axes[p].broken_barh([(first, last - first)], (lane, devices), facecolor=_colour(j), edgecolor="white", lw=0.4)
+        if (last - first) / problem.slots > 0.035:
+            axes[p].text((first + last) / 2, lane + devices / 2, problem.jobs[j].name, ha="center", va="center", fontsize=6)
+    step = max(1, problem.slots // 8)
+    axes[-1].set_xticks(range(0, problem.slots, step))
+    axes[-1].set_xticklabels([problem.clock.begins(s).strftime("%a %d %b\n%H:%M") for s in range(0, problem.slots, step)])
+    figure.suptitle(f"{plan.cost:.2f} {problem.currency}; {plan.status}", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+_STYLE = """
+body{font:14px system-ui,sans-serif;margin:24px;color:#222}h1{font-size:18px}
+svg{width:100%;height:auto;background:#fff}svg text{font:10px system-ui,sans-serif;pointer-events:none}
+rect.run:hover{stroke:#000;stroke-width:1.5}table{border-collapse:collapse;margin-top:16px}
+td,th{padding:3px 10px;border-bottom:1px solid #ddd;text-align:left}pre{background:#f6f6f6;padding:10px}
+"""
+
+
+def _page(plan: Plan) -> str:
+    """One page without scripts or links: the chart as SVG with a tooltip per run, then the table."""
+    problem = plan.problem
+    rows = plan.rows()
+    heads = ("job", "owner", "pool", "devices", "begins", "ends", "hours", "lost_hours")
+    body = "".join("<tr>" + "".join(f"<td>{_cell(row[key])}</td>" for key in heads) + "</tr>" for row in rows)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*plan.moves, *plan.notes))
+    title = f"{plan.cost:.2f} {html.escape(problem.currency)}; {html.escape(plan.status)}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Plan</title><style>{_STYLE}</style></head>'
+        f"<body><h1>{title}</h1>{_svg(plan)}<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{body}</table>"
+        f"<ul>{notes}</ul></body></html>\n"
+    )
+
+
+def _cell(value: object) -> str:
+    return html.escape(f"{value:.2f}" if isinstance(value, float) else str(value))
+
+
+def _svg(plan: Plan) -> str:
+    problem, left, width, lane = plan.problem, 130, 1100, 6
+    most = problem.count.max(axis=1)
+    tops = np.concatenate([[20], 20 + np.cumsum(most * lane + 18)])
+    per_slot = width / problem.slots
+    parts = [f'<svg viewBox="0 0 {left + width + 10} {int(tops[-1]) + 20}" role="img" aria-label="Gantt chart">']
+    for s in range(0, problem.slots + 1, max(1, problem.slots // 12)):
+        x = left + s * per_slot
+        when = problem.clock.begins(s).strftime("%a %d %H:%M")
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{int(tops[-1])}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:.1f}" y="11" fill="#555">{when}</text>')
+    for p, pool in enumerate(problem.pools):
+        parts.append(f'<text x="4" y="{tops[p] + 10}">{html.escape(pool.name)} ({most[p]})</text>')
+        for s in range(problem.slots):
+            gone = int(most[p] - problem.count[p, s])
+            if gone:
+                x, y = left + s * per_slot, tops[p] + (most[p] - gone) * lane
+                parts.append(f'<rect x="{x:.1f}" y="{y}" width="{per_slot:.2f}" height="{gone * lane}" fill="#eee"/>')
+    for j, p, first_lane, devices, first, last in bars(plan):
+        x, y = left + first * per_slot, tops[p] + first_lane * lane
+        name = html.escape(problem.jobs[j].name)
+        span = f"{problem.clock.label(first)} to {problem.clock.label(last)}"
+        parts.append(
+            f'<rect class="run" x="{x:.1f}" y="{y}" width="{(last - first) * per_slot:.1f}" height="{devices * lane}" '
+            f'fill="{_colour(j)}"><title>{name}: {devices} x {html.escape(problem.pools[p].name)}, {span}</title></rect>'
+        )
+        if (last - first) * per_slot > 7 * len(name) and devices * lane >= 10:
+            parts.append(f'<text x="{x + 3:.1f}" y="{y + devices * lane / 2 + 3}">{name}</text>')
+    return "".join([*parts, "</svg>"])

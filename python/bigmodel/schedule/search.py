@@ -1,0 +1,349 @@
+"""One stage of the objective: an incumbent first and always kept, then better ones and a better bound until gap or time.
+
+    relaxation -> prices -> construct -> one programme, if small; else columns, neighbourhoods by dynamic programming
+    and by milp -> Lagrangian bound at the best prices
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bigmodel.schedule import bounds, mip
+from bigmodel.schedule.bounds import Prices
+from bigmodel.schedule.columns import Columns
+from bigmodel.schedule.construct import construct
+from bigmodel.schedule.improve import Improver
+from bigmodel.schedule.instance import Instance
+from bigmodel.schedule.model import Model
+from bigmodel.schedule.state import State, cheapest
+from bigmodel.schedule.worker import Overdue, Worker
+
+_TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
+_WHOLE_MODEL = 6000  # the same when nothing else gets on
+_FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
+_ROUNDS = 60  # of column generation
+_MILP_SECONDS = 4.0
+_NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
+_MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
+_SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+
+
+class TimeUp(Exception):
+    """Raised by a tick once the time is over."""
+
+
+@dataclass
+class Search:
+    """The state of one stage's search. best: schedules by job of the incumbent; bound: proven; cut: time ran out."""
+
+    inst: Instance
+    worker: Worker
+    end: float
+    gap: float
+    seed: int = 0
+    report: Callable[[float, float], None] = lambda value, bound: None
+    best: dict[int, tuple] | None = None
+    value: float = np.inf
+    bound: float = -np.inf
+    infeasible: bool = False
+    cut: bool = False
+    prices: Prices = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prices = Prices.zero(self.inst)
+
+    def tick(self) -> None:
+        if time.monotonic() > self.end:
+            raise TimeUp
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def closed(self) -> bool:
+        return self.value < np.inf and self.value - self.bound <= self.gap * abs(self.value) + 1e-9
+
+    def sketch(self) -> Search:
+        """The relaxation, a first plan and one sweep over it: for who plans again every hour."""
+        try:
+            self._relax()
+            if not self.infeasible:
+                state = self._first()
+                Improver(state, self.prices, self.seed).sweep(self.tick)
+                self._offer(state)
+        except TimeUp:
+            self.cut = True
+        return self
+
+    def run(self, start: dict[int, tuple] | None = None) -> Search:
+        """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes."""
+        try:
+            if start is not None:
+                self._offer(_state_of(self.inst, start))
+            self._relax()
+            if not self.infeasible and not self.closed():
+                self._search()
+        except TimeUp:
+            self.cut = True
+        return self
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _relax(self) -> None:
+        program = bounds.relaxation(self.inst)
+        try:
+            limit = max(0.3, 0.6 * self.left())
+            found = self.worker.call("linprog", program | {"method": "highs-ipm"}, limit)
+        except Overdue:
+            self.cut = True
+            return
+        if found["status"] == 2:
+            again = self.worker.call("linprog", program | {"method": "highs", "options": {"presolve": False}}, self.left())
+            self.infeasible = again["status"] == 2
+        elif found["status"] == 0:
+            self.prices = bounds.read_prices(self.inst, found["value"], found["marginals"])
+            self._raise(found["value"] - 1e-7 * abs(found["value"]))
+
+    def _search(self) -> None:
+        state = self._first()
+        improver = Improver(state, self.prices, self.seed)
+        improver.sweep(self.tick)
+        self._offer(state)
+        if self.closed():
+            return
+        if self.bound == -np.inf:  # the relaxation was cut off
+            self._certify(self.prices)
+        size = self._size()
+        if size <= _TINY_MODEL:
+            self._exact(_MILP_SECONDS / 4)
+        columns = Columns(self.inst)
+        if not self.closed() and not self.infeasible:
+            self._generate(columns, state)
+        if self.value == np.inf and not self.infeasible and size <= _FEASIBILITY_MODEL:
+            self._exact(self.left() / 2)
+        if not self.closed() and not self.infeasible:
+            self._neighbourhoods(columns)
+        if not self.closed() and not self.infeasible and size <= _WHOLE_MODEL:
+            self._exact(self.left())
+
+    def _first(self) -> State:
+        states = []
+        for share in (1.0, 0.5, 0.0):
+            states.append(construct(self.inst, self.prices, share, self.tick))
+            self._offer(states[-1])
+            if states[-1].score()[:2] == (0, 0.0):
+                break
+        return min(states, key=State.score)
+
+    def _size(self) -> int:
+        """About how many columns the whole programme has."""
+        jobs = self.inst.jobs
+        return sum(max(0, data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in jobs)
+
+    def _model(self, members, state: State) -> Model:
+        free = {"pool": np.maximum(state.left, 0), "quota": state.quota}
+        inst = self.inst
+        room = [limit.most - state.usage[row].sum() for row, limit in enumerate(inst.stage.limits)]
+        return Model(inst, members, free, {j: state.window(j) for j in members}, room)
+
+    def _exact(self, limit: float) -> None:
+        """The whole programme, told to beat the incumbent."""
+        inst = self.inst
+        self.tick()
+        if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
+            return
+        model = self._model(range(len(inst.jobs)), State(inst))
+        answer = mip.solve(self.worker, model.program(), min(limit, self.left()), gap=min(self.gap, 1e-6))
+        if answer.infeasible:
+            self.infeasible = True
+            return
+        if answer.x is not None:
+            self._offer(_state_of(inst, {j: use for j, use in model.read(answer.x).items() if use}))
+        self._raise(answer.bound - 1e-7 * abs(answer.bound))
+
+    def _generate(self, columns: Columns, state: State) -> None:
+        """Column generation: prices for the bound, and schedules for the master."""
+        inst, free = self.inst, self.inst.free()
+        for j, schedule in state.schedules.items():
+            columns.add(j, schedule.use)
+        centre, current, best, stuck = self.prices, self.prices, -np.inf, 0
+        stop = time.monotonic() + 0.45 * self.left()
+        penalty = self._penalty(state, _MILD)
+        for round_ in range(_ROUNDS):
+            value, new, shared = self._offset(current), 0, current.shared(inst)
+            for data in inst.jobs:
+                self.tick()
+                found = cheapest(inst, data, current.unit(inst, data.index, shared), free)
+                value += min(found.cost, data.drop)
+                new += columns.add(data.index, found.use)
+            if value > best:
+                best, centre, stuck = value, current, 0
+            else:
+                stuck += 1
+            master = self.worker.call("linprog", columns.master(penalty) | {"method": "highs"}, self.left())
+            if master["status"] != 0:
+                break
+            if round_ % 4 == 0 or new == 0:
+                self._restart(centre)
+            late = time.monotonic() > stop
+            self.cut |= late
+            if late or (new == 0 and current is centre) or master["value"] - best <= 0.1 * self.gap * abs(best):
+                break
+            current = _mixed(centre, columns.prices(master["marginals"], master["value"]))
+        self.prices = centre
+        self._certify(centre)
+
+    def _penalty(self, state: State, times: float) -> np.ndarray:
+        """A multiple of what each job pays in a plan, or pays on average where that plan has no place for it."""
+        paid = np.array([state.worth.get(j, np.nan) for j in range(len(self.inst.jobs))])
+        usual = np.nanmean(paid) if np.isfinite(paid).any() else 1.0
+        return times * np.maximum(np.where(np.isnan(paid), usual, paid), 1e-3 * usual)
+
+    def _restart(self, prices: Prices) -> None:
+        """Another plan from scratch, at better prices."""
+        state = construct(self.inst, prices, 1.0, self.tick)
+        if state.score()[0] == 0:
+            Improver(state, prices, self.seed).sweep(self.tick)
+        self._offer(state)
+
+    def _certify(self, prices: Prices) -> None:
+        value, _ = bounds.lagrangian(self.inst, prices, self.tick)
+        if value == np.inf:
+            self.infeasible = True
+        else:
+            self._raise(value - 1e-9 * abs(value))
+
+    def _neighbourhoods(self, columns: Columns) -> None:
+        """Jobs taken out and put back by dynamic programming; now and then the master and milp over a few jobs."""
+        inst = self.inst
+        state = _state_of(inst, self.best) if self.best is not None else State(inst)
+        improver = Improver(state, self.prices, self.seed)
+        rng = np.random.default_rng(self.seed)
+        steps, idle = 0, 0
+        most_idle = 150 + 15 * len(inst.jobs)
+        pause = 60
+        while idle < most_idle and not self.closed():
+            gained = improver.step(self.tick)
+            steps, idle = steps + 1, 0 if gained else idle + 1
+            if gained:
+                for j, schedule in state.schedules.items():
+                    columns.add(j, schedule.use)
+                self._offer(state)
+            if steps % pause == 0:
+                found = self._milp(state, rng) if steps % (3 * pause) == 0 else self._recombine(columns)
+                if found is not None and found.score() < improver.score:
+                    self._offer(found)
+                    state = found
+                    improver = Improver(state, self.prices, self.seed + steps)
+                    idle = 0
+
+    def _recombine(self, columns: Columns) -> State | None:
+        """The master in whole numbers over the columns of least reduced cost."""
+        inst = self.inst
+        shared = self.prices.shared(inst)
+        reduced = np.array(
+            [
+                cost + sum(shared[p, s] * n * inst.h for s, p, n in use)
+                for cost, use in zip(columns.cost, columns.use, strict=True)
+            ]
+        )
+        job = np.array(columns.job)
+        least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
+        keep = np.sort(np.argsort(reduced - least[job], kind="stable")[: 25 * len(inst.jobs)])
+        master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
+        from scipy.sparse import vstack
+
+        program = {
+            "c": master["c"],
+            "rows": (
+                vstack([master["A_eq"], master["A_ub"]]).tocsr(),
+                np.concatenate([master["b_eq"], np.full(len(master["b_ub"]), -np.inf)]),
+                np.concatenate([master["b_eq"], master["b_ub"]]),
+            ),
+            "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
+            "integrality": np.ones(len(master["c"])),
+        }
+        answer = mip.solve(self.worker, program, self._moment(), gap=self.gap / 4, nodes=_NODES)
+        if answer.x is None:
+            return None
+        chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
+        return _ordered(inst, chosen)
+
+    def _milp(self, state: State, rng: np.random.Generator) -> State | None:
+        """A few jobs freed at once, the rest fixed, and the programme of their schedules solved."""
+        inst = self.inst
+        seed = int(rng.integers(len(inst.jobs)))
+        near = [d.index for d in inst.jobs if d.last > inst.jobs[seed].first and d.first < inst.jobs[seed].last]
+        members, size = [], 0
+        for j in [seed, *rng.permutation(near).tolist()]:
+            data = inst.jobs[j]
+            size += (data.last - data.first) * max(1, len(data.pool)) * (3 if data.switches else 1)
+            if size > _WHOLE_MODEL and members:
+                break
+            if j not in members:
+                members.append(j)
+        trial = _state_of(inst, {j: schedule.use for j, schedule in state.schedules.items()})
+        for j in members:
+            if j in trial.schedules:
+                trial.remove(j)
+        if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
+            return None
+        model = self._model(members, trial)
+        answer = mip.solve(self.worker, model.program(), self._moment(), nodes=_NODES)
+        if answer.x is None:
+            return None
+        for j, use in model.read(answer.x).items():
+            if use:
+                trial.put(j, use)
+        return trial
+
+    def _moment(self) -> float:
+        return max(0.05, min(_MILP_SECONDS / 2, self.left()))
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def _offset(self, prices: Prices) -> float:
+        limits = sum(prices.limit[row] * limit.most for row, limit in enumerate(self.inst.stage.limits))
+        quotas = sum(float(prices.quota[g].sum()) * limit for g, (_, limit) in enumerate(self.inst.groups))
+        return -float((prices.capacity * self.inst.count).sum()) - quotas - float(limits)
+
+    def _offer(self, state: State) -> None:
+        missing, over, value = state.score()
+        if missing == 0 and over == 0 and value < self.value - 1e-12:
+            self.best = {j: schedule.use for j, schedule in state.schedules.items()}
+            self.value = float(value)
+            self.report(self.value, self.bound)
+
+    def _raise(self, bound: float) -> None:
+        if bound > self.bound:
+            self.bound = float(bound)
+            self.report(self.value, self.bound)
+
+
+def _state_of(inst: Instance, schedules: dict[int, tuple]) -> State:
+    state = State(inst)
+    for j, use in schedules.items():
+        state.put(j, use)
+    return state
+
+
+def _ordered(inst: Instance, schedules: dict[int, tuple]) -> State | None:
+    """The master knows no precedence: a choice that breaks it is refused."""
+    state = _state_of(inst, schedules)
+    for j in schedules:
+        for before in inst.jobs[j].after:
+            if before not in schedules or state.finish(before) > state.start(j):
+                return None
+    return state
+
+
+def _mixed(centre: Prices, master: Prices) -> Prices:
+    keep, take = _SMOOTHING, 1 - _SMOOTHING
+    return Prices(
+        keep * centre.capacity + take * master.capacity,
+        keep * centre.quota + take * master.quota,
+        keep * centre.limit + take * master.limit,
+    )

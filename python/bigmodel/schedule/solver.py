@@ -1,0 +1,246 @@
+"""`solve`: the objective's stages one after the other, and a plan that has passed the rules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from bigmodel.schedule import bottleneck, rules
+from bigmodel.schedule.errors import Infeasible, Unknown
+from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
+from bigmodel.schedule.plan import Plan, StageResult
+from bigmodel.schedule.problem import Problem
+from bigmodel.schedule.search import Search
+from bigmodel.schedule.worker import shared
+
+SEPARABLE = ("cost", "carbon", "lateness")
+
+Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
+
+
+def solve(
+    problem: Problem,
+    *,
+    time_limit: float = 30.0,
+    gap: float = 0.01,
+    seed: int = 0,
+    progress: Progress | None = None,
+    explain: bool = True,
+    backend: str = "highs",
+) -> Plan:
+    """Plans a problem.
+
+    Args:
+        time_limit: seconds, held to 0.5 s; on Ctrl-C the best plan so far is returned likewise.
+        gap: relative distance between plan and bound at which the search stops.
+        seed: of the neighbourhood search. The same input and seed give the same plan unless time ran out.
+        progress: called with (incumbent, bound, seconds) when either moves.
+        explain: look for causes and cures of infeasibility.
+        backend: "highs", the only one yet.
+
+    Raises:
+        Infeasible: proven; with causes and cures. Unknown: time ran out with neither a plan nor a proof.
+        ValueError: an argument out of range.
+    """
+    if backend != "highs":
+        raise ValueError(f"solve: backend is {backend!r}; the only one is 'highs'.")
+    if not time_limit > 0 or not gap >= 0:
+        raise ValueError(f"solve: time_limit {time_limit!r} must be above 0 and gap {gap!r} at least 0.")
+    return _Solve(problem.expanded, time_limit, gap, seed, progress, explain).plan()
+
+
+class _Solve:
+    def __init__(self, problem: Problem, time_limit: float, gap: float, seed: int, progress, explain: bool):
+        self.problem, self.gap, self.seed, self.explain = problem, gap, seed, explain
+        self.begin = time.monotonic()
+        self.end = self.begin + time_limit
+        self.progress = progress
+        self.best: dict[int, tuple] | None = None
+        self.results: list[StageResult] = []
+        self.cut = self.interrupted = False
+        self.shadow: np.ndarray | None = None
+
+    def plan(self) -> Plan:
+        from bigmodel.schedule import explain
+
+        broken = explain.necessary(self.problem)
+        if broken:
+            self._infeasible(broken)
+        try:
+            self._stages()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        if self.best is None:
+            raise Unknown("no plan was found in the time given, and none was proven impossible; give more time.")
+        return self._finished()
+
+    def _infeasible(self, reasons: list[str]) -> None:
+        from bigmodel.schedule import explain
+
+        left = max(5.0, self.end - time.monotonic())
+        raise explain.infeasible(self.problem, reasons, left) if self.explain else Infeasible(reasons)
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def _stages(self) -> None:
+        objective = self.problem.objective
+        if objective.weights:
+            self._weighted(objective.weights)
+            return
+        stage = stage_for(self.problem, {"cost": 1.0})
+        stage = replace(stage, drops=objective.order[0] == "cost")
+        for index, measure in enumerate(objective.order):
+            end = time.monotonic() + (self.end - time.monotonic()) / (len(objective.order) - index)
+            if measure in SEPARABLE:
+                stage = self._separable(stage, measure, end)
+            else:
+                stage = self._bottleneck(stage, measure, end)
+            if self.best is None or self.interrupted:
+                return
+
+    def _separable(self, stage: Stage, measure: str, end: float) -> Stage:
+        stage = replace(stage, weights={measure: 1.0})
+        self._search(build(self.problem, stage), end, measure)
+        if self.best is None:
+            return stage
+        weights = {measure: 1.0} | ({"value": 1.0} if measure == "cost" else {})
+        # A little more than what was reached, against rounding; far inside the stage's proven gap.
+        most = self.results[-1].value * (1 + 1e-7) + 1e-9
+        members = tuple(range(len(self.problem.jobs)))
+        return replace(stage, limits=(*stage.limits, Limit(measure, members, weights, most)))
+
+    def _bottleneck(self, stage: Stage, measure: str, end: float) -> Stage:
+        found = bottleneck.minimise(self.problem, stage, measure, shared(), end, self.seed)
+        if found.infeasible and self.best is None:
+            self._infeasible(["no plan meets every deadline, capacity and budget together (the relaxation has none)"])
+        self.cut |= found.cut
+        if found.best is not None:
+            self.best = found.best
+            self.results.append(StageResult(measure, found.value, found.bound))
+            return replace(stage, ends=found.ends)
+        return stage
+
+    def _weighted(self, weights: dict[str, float]) -> None:
+        """Separable measures are priced; the others are bounded alone, and weighed on the plans that are met."""
+        separable = {name: weights[name] for name in SEPARABLE if weights.get(name)}
+        others = [name for name in weights if name not in SEPARABLE and weights[name]]
+        stage = stage_for(self.problem, separable or {"cost": 0.0})
+        if not others:
+            self._search(build(self.problem, stage), self.end, "weighted")
+            return
+        candidates, floor = bottleneck.frontier(self.problem, stage, others, shared(), self.end, self.seed)
+        best, bound = None, -np.inf
+        for index, ends in enumerate([stage.ends, *candidates]):
+            if self.interrupted:
+                break
+            end = time.monotonic() + (self.end - time.monotonic()) / (len(candidates) + 1 - index)
+            search = self._run(build(self.problem, replace(stage, ends=ends)), end, self.best)
+            if index == 0:
+                bound = search.bound + sum(weights[name] * floor[name] for name in others)
+                if search.infeasible:
+                    self._infeasible(["no plan meets every deadline, capacity and budget together"])
+            if search.best is not None:
+                account = rules.check(self.problem, self._allocation(search.best))
+                value = sum(weight * account.measure(name) for name, weight in weights.items())
+                if best is None or value < best:
+                    best, self.best = value, search.best
+        if best is not None:
+            self.results.append(StageResult("weighted", best, bound))
+
+    def _search(self, inst: Instance, end: float, measure: str) -> None:
+        search = self._run(inst, end, self.best)
+        if search.infeasible and self.best is None and search.best is None:
+            self._infeasible(["no plan meets every deadline, capacity and budget together"])
+        if search.best is not None:
+            self.best = search.best
+            self.results.append(StageResult(measure, search.value, search.bound))
+
+    def _run(self, inst: Instance, end: float, start: dict[int, tuple] | None) -> Search:
+        def report(value: float, bound: float) -> None:
+            if self.progress is not None:
+                self.progress(value, bound, time.monotonic() - self.begin)
+
+        search = Search(inst, shared(), end, self.gap, self.seed, report)
+        try:
+            search.run(start)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        self.cut |= search.cut or self.interrupted
+        if inst.stage.weights.get("cost"):
+            self.shadow = search.prices.capacity / inst.stage.weights["cost"]
+        return search
+
+    # --- the answer ---------------------------------------------------------------------------------------------------
+
+    def _allocation(self, best: dict[int, tuple]) -> np.ndarray:
+        problem = self.problem
+        table = np.zeros((len(problem.jobs), len(problem.pools), problem.slots), dtype=np.int64)
+        for j, use in best.items():
+            for slot, p, n in use:
+                table[j, p, slot] += n
+        return table
+
+    def _finished(self) -> Plan:
+        assert self.best is not None
+        allocation = trimmed(self.problem, self._allocation(self.best))
+        account = rules.check(self.problem, allocation)
+        if account.violations:
+            raise RuntimeError(f"solve: the plan found breaks a rule and is not returned: {account.violations[0]}.")
+        results = tuple(self._measured(account, result) for result in self.results)
+        seconds = time.monotonic() - self.begin
+        status = _status(results, self.interrupted, self.cut, self.gap, seconds)
+        complete = not (self.cut or self.interrupted)
+        return Plan(self.problem, allocation, status, results, complete, seconds, _notes(account), self.shadow)
+
+    def _measured(self, account: rules.Account, result: StageResult) -> StageResult:
+        """The stage's value as the rules find it in the plan that is returned."""
+        weights = self.problem.objective.weights if result.measure == "weighted" else {result.measure: 1.0}
+        value = sum(weight * account.measure(name) for name, weight in weights.items())
+        return StageResult(result.measure, float(value), float(min(result.bound, value)))
+
+
+def trimmed(problem: Problem, allocation: np.ndarray) -> np.ndarray:
+    """The allocation without slots that a job holds after its work is done."""
+    while True:
+        account = rules.check(problem, allocation)
+        idle = [text for text in account.violations if text.endswith("after its work is done")]
+        if not idle:
+            return allocation
+        allocation = allocation.copy()
+        for text in idle:
+            name, rest = text.split(":", 1)
+            allocation[problem.job_index(name), :, int(rest.split("slot ")[1].split()[0]) :] = 0
+
+
+def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap: float, seconds: float) -> str:
+    first = results[0]
+    if first.gap <= 1e-6:
+        quality = "optimal"
+    elif first.gap <= gap:
+        quality = f"within {first.gap:.2%} of the best possible, as asked"
+    else:
+        quality = f"within {first.gap:.2%} of the best possible, short of the {gap:.2%} asked"
+    if interrupted:
+        return f"{quality}; interrupted after {seconds:.1f} s"
+    if cut:
+        return f"{quality}; time ran out after {seconds:.1f} s, so another run may end elsewhere"
+    return f"{quality}; the search ended after {seconds:.1f} s"
+
+
+def _notes(account: rules.Account) -> tuple[str, ...]:
+    """Deadlines that rest on spot devices, and rates that nobody has measured."""
+    problem, notes, assumed = account.problem, [], []
+    for job, done in zip(problem.jobs, account.jobs, strict=True):
+        used = {p for run in done.runs for p, _ in run.devices}
+        spot = [problem.pools[p].name for p in sorted(used) if problem.pools[p].interruptions_per_hour > 0]
+        if spot and job.deadline is not None and not job.soft:
+            notes.append(f"{job.name}: the deadline is met in expectation only, since it runs on {', '.join(spot)}")
+        names = {problem.pools[p].name for p in used}
+        if any(point.pool in names and point.source == "assumed" for point in job.throughput):
+            assumed.append(job.name)
+    if assumed:
+        notes.append(f"throughput is assumed, not measured: {', '.join(assumed)}")
+    return tuple(notes)

@@ -1,0 +1,140 @@
+"""HiGHS in a process of its own, so that Ctrl-C and time limits hold whatever it is doing.
+
+milp has no callback, and on Ctrl-C it waits for its limit and loses its incumbent (measured: 11 s). The process is
+started once, ignores the terminal's signals, and is killed when a call overstays.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import select
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+_GRACE = 0.4  # seconds that a call may overstay its own limit before the process is killed
+_HEADER = struct.Struct("<Q")
+
+
+class Overdue(Exception):
+    """The call was cut off at its limit and has no answer."""
+
+
+class Worker:
+    """One child process, started by the first call and again after a kill."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen | None = None
+
+    def call(self, kind: str, arguments: dict[str, Any], limit: float) -> dict[str, Any]:
+        """Runs "linprog" or "milp" for at most `limit` seconds; its answer's fields as a dict.
+
+        Raises:
+            Overdue: no answer in time. RuntimeError: the solver failed; its own words.
+        """
+        end = time.monotonic() + max(limit, 0.0) + _GRACE
+        try:
+            self._send((kind, arguments))
+            answer = self._receive(end)
+        except BaseException:
+            self.kill()
+            raise
+        if "error" in answer:
+            raise RuntimeError(f"{kind}: {answer['error']}")
+        return answer
+
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._child = None
+
+    def _send(self, message: Any) -> None:
+        if self._child is None or self._child.poll() is not None:
+            command = [sys.executable, "-m", "bigmodel.schedule.worker"]
+            path = [os.path.dirname(os.path.dirname(os.path.dirname(__file__))), os.environ.get("PYTHONPATH", "")]
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
+            )
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        assert self._child.stdin is not None
+        self._child.stdin.write(_HEADER.pack(len(data)) + data)
+        self._child.stdin.flush()
+
+    def _receive(self, end: float) -> dict[str, Any]:
+        (size,) = _HEADER.unpack(self._read(_HEADER.size, end))
+        return pickle.loads(self._read(size, end))
+
+    def _read(self, size: int, end: float) -> bytes:
+        assert self._child is not None and self._child.stdout is not None
+        pipe = self._child.stdout.fileno()
+        data = b""
+        while len(data) < size:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise Overdue
+            part = os.read(pipe, size - len(data))
+            if not part:
+                raise RuntimeError("the solver's process ended without an answer")
+            data += part
+        return data
+
+
+_shared: Worker | None = None
+
+
+def shared() -> Worker:
+    """The process's one worker; it ends with the process."""
+    global _shared
+    if _shared is None:
+        _shared = Worker()
+        atexit.register(_shared.kill)
+    return _shared
+
+
+def _answer(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+    from scipy import optimize
+
+    if kind == "linprog":
+        found = optimize.linprog(**arguments)
+        rows = found.ineqlin.marginals if found.status == 0 else np.zeros(0)
+        return {"status": found.status, "x": found.x, "value": found.fun, "marginals": rows, "message": found.message}
+    matrix, low, high = arguments.pop("rows")
+    options = dict(arguments.pop("options"))  # milp changes the dict that it is given
+    found = optimize.milp(
+        constraints=optimize.LinearConstraint(matrix, low, high),
+        bounds=optimize.Bounds(*arguments.pop("bounds")),
+        options=options,
+        **arguments,
+    )
+    bound = getattr(found, "mip_dual_bound", None)
+    return {"status": found.status, "x": found.x, "value": found.fun, "bound": bound, "message": found.message}
+
+
+def main() -> None:
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while header := source.read(_HEADER.size):
+        kind, arguments = pickle.loads(source.read(_HEADER.unpack(header)[0]))
+        try:
+            answer = _answer(kind, arguments)
+        except Exception as error:  # whatever it is, the caller is the one to hear it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+        sink.write(_HEADER.pack(len(data)) + data)
+        sink.flush()
+
+
+if __name__ == "__main__":
+    main()

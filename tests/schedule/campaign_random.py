@@ -1,0 +1,73 @@
+"""Random problems with a planted feasible plan, each answer judged by tests/schedule/reference.py.
+
+    python tests/schedule/campaign_random.py FIRST LAST [--json FILE]
+
+The first tenth of each thousand are tiny and are compared with brute force at gap 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+
+import reference
+
+from bigmodel import schedule
+
+
+def trial(seed: int, seconds: float = 1.0) -> str:
+    """"good", "good, tiny", "unknown", or a sentence that says what is wrong."""
+    tiny = seed % 1000 < 100
+    problem, planted = reference.random_problem(seed, tiny)
+    wrong, planted_cost = reference.broken(problem, planted)
+    assert not wrong, (seed, wrong)
+    try:
+        plan = schedule.solve(problem, time_limit=20 if tiny else seconds, gap=0.0 if tiny else 0.05, explain=False)
+    except schedule.Unknown:
+        return "unknown"
+    except schedule.Infeasible as error:
+        return f"called infeasible: {error}"
+    wrong, cost = reference.broken(problem, plan.allocation)
+    if wrong:
+        return f"breaks a rule: {wrong[0]}"
+    if not reference.isclose(cost, plan.value):
+        return f"cost is {cost}, not {plan.value}"
+    if plan.bound > min(cost, planted_cost) * (1 + 1e-6) + 1e-6:
+        return f"bound {plan.bound} is above {min(cost, planted_cost)}"
+    if tiny:
+        best = reference.brute_force(problem)
+        if best is None or not reference.isclose(best, plan.value):
+            return f"brute force finds {best}, the planner {plan.value} ({plan.status})"
+        return "good, tiny"
+    return "good"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    begin, verdicts = time.monotonic(), {}
+    for seed in range(arguments.first, arguments.last):
+        verdicts[seed] = trial(seed)
+        if not verdicts[seed].startswith("good"):
+            print(seed, verdicts[seed], flush=True)
+    counts = Counter(verdict if verdict.startswith(("good", "unknown")) else "wrong" for verdict in verdicts.values())
+    record = {
+        "first": arguments.first,
+        "last": arguments.last,
+        "counts": dict(counts),
+        "not good": {seed: verdict for seed, verdict in verdicts.items() if not verdict.startswith("good")},
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    print(record)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(record, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

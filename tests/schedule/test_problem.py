@@ -1,0 +1,176 @@
+"""Reading, writing and refusing problems; time zones; per-slot values."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigmodel import schedule
+from bigmodel.schedule import Job, Pool, Problem, Rate, Running, files, rates
+from bigmodel.schedule.clock import Clock
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE = Rate(pool="p", devices=2, rate=10.0)
+
+
+def problem(pool=None, job=None, jobs=None, **more):
+    pool = Pool(**{"name": "p", "count": 4} | (pool or {}))
+    jobs = [{}] if jobs is None else jobs
+    made = [Job(**{"name": f"j{i}", "work": 10.0, "throughput": (RATE,)} | (job or {}) | extra) for i, extra in enumerate(jobs)]
+    return Problem(**{"slots": 24, "pools": (pool,), "jobs": tuple(made)} | more)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(slots=0), "slots: is 0"),
+        (dict(slot_hours=float("nan")), "slot_hours: is nan"),
+        (dict(tz="Mars/Olympus"), "tz: 'Mars/Olympus' is no known"),
+        (dict(start="yesterday"), "start: 'yesterday' is no ISO time"),
+        (dict(pool=dict(price=-1.0)), "pools[0].price: is -1.0"),
+        (dict(pool=dict(price=[1.0] * 23)), "pools[0].price: a list of numbers is a 24-hour profile, got 23"),
+        (dict(pool=dict(price=[{"from": 3, "value": 1.0}])), "pools[0].price: no range gives a value for slot 0"),
+        (dict(pool=dict(price={"csv": "none.csv", "column": "x"})), "pools[0].price.csv: cannot read none.csv"),
+        (dict(pool=dict(count=2.5)), "pools[0].count: 2.5 is not a whole number"),
+        (dict(pool=dict(count={"slots": [1, 2]})), "pools[0].count: needs one value for each of the 24 slots, got 2"),
+        (dict(pool=dict(ownership="mine")), "pools[0].ownership: is 'mine'"),
+        (dict(pool=dict(quota_group="g")), "pools[0].quota_group: 'g' is not in quotas"),
+        (dict(pool=dict(pue=0.5)), "pools[0].pue: is 0.5"),
+        (dict(pool=dict(name="a;b")), "pools[0].name: is 'a;b'"),
+        (dict(job=dict(name="$(rm -rf x)")), "jobs[0].name: is '$(rm -rf x)'"),
+        (dict(jobs=[{}, {"name": "j0"}]), "jobs[1].name: 'j0' is the name of jobs[0] too"),
+        (dict(job=dict(work=float("inf"))), "jobs[0].work: is inf"),
+        (dict(job=dict(work="much")), "jobs[0].work: must be a number, got 'much'"),
+        (dict(job=dict(throughput=())), "jobs[0].throughput: is empty"),
+        (dict(job=dict(throughput=(Rate(pool="q", devices=1, rate=1.0),))), "jobs[0].throughput[0].pool: is 'q'"),
+        (dict(job=dict(throughput=(RATE, RATE))), "jobs[0].throughput[1]: 2 devices of 'p' have a rate already"),
+        (dict(job=dict(throughput=(Rate(pool="p", devices=0, rate=1.0),))), "jobs[0].throughput[0].devices: is 0"),
+        (dict(job=dict(release=24)), "jobs[0].release: is slot 24"),
+        (dict(job=dict(release=5, deadline=5)), "jobs[0].deadline: slot 5 leaves no slot"),
+        (dict(job=dict(deadline="soon")), "jobs[0].deadline: 'soon' is no ISO time"),
+        (dict(job=dict(soft=True)), "jobs[0].soft: needs a deadline"),
+        (dict(job=dict(min_run=0)), "jobs[0].min_run: is 0"),
+        (dict(job=dict(after=("nobody",))), "jobs[0].after[0]: is 'nobody'"),
+        (dict(jobs=[{"after": ("j1",)}, {"after": ("j0",)}]), "jobs[0].after: 'j0' waits for itself through 'j1'"),
+        (dict(job=dict(mix_pools=True, restart=1.0)), "jobs[0].mix_pools: a job that mixes pools"),
+        (dict(job=dict(done=10.0)), "jobs[0].done: is 10 of 10"),
+        (dict(job=dict(running=Running(pool="p", devices=2, slots=1))), "jobs[0].started: must be true"),
+        (dict(job=dict(env={"a b": "c"})), "jobs[0].env: 'a b'"),
+        (dict(budgets={"nobody": 3.0}), "budgets.nobody: no job has this owner"),
+        (dict(objective=schedule.Objective(order=("speed",))), "objective.order[0]: is 'speed'"),
+        (dict(objective=schedule.Objective(weights={"cost": -1.0})), "objective.weights.cost: is -1.0"),
+        (dict(now=24), "now: is 24"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_with_its_path(arguments, words):
+    with pytest.raises(ValueError) as error:
+        problem(**arguments)
+    assert str(error.value).startswith(words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_toml_and_json_read_back_equal(tmp_path):
+    written = schedule.load(ROOT / "examples/plan_week.toml")
+    for name in ("a.toml", "a.json"):
+        schedule.dump(written, tmp_path / name)
+        assert schedule.load(tmp_path / name) == written
+
+
+def test_example_is_the_shipped_one():
+    assert schedule.example() == (ROOT / "examples/plan_week.toml").read_text()
+    week = schedule.load(ROOT / "examples/plan_week.toml")
+    assert (week.slots, len(week.pools), len(week.jobs)) == (168, 4, 10)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("slots = [", "a.toml: "),
+        ("slots = 3\npools = []", "jobs: is missing"),
+        ("slots = 3\npools = 4\njobs = []", "pools: must be a list of tables, got 4"),
+        ("slots = 3\npools = [{ name = 'p' }]\njobs = []", "pools[0].count: is missing"),
+        ("slots = 3\npools = [{ name = 'p', count = 1, cost = 2 }]\njobs = []", "pools[0].cost: is no field"),
+    ],
+)
+def test_bad_files_are_one_sentence(tmp_path, text, words):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ValueError) as error:
+        schedule.load(tmp_path / "a.toml")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_per_slot_values(tmp_path):
+    (tmp_path / "p.csv").write_text("t,x\n2026-01-05T00:00,1\n2026-01-05T12:00,3\n")
+    data = {
+        "slots": 24,
+        "start": "2026-01-05T00:00",
+        "pools": [
+            {"name": "p", "count": [{"value": 4}, {"from": 3, "to": 5, "value": 1}], "price": list(range(24))},
+            {"name": "q", "count": 1, "price": {"csv": "p.csv", "column": "x", "time": "t"}},
+            {"name": "r", "count": 1, "price": {"slots": list(range(24))}},
+        ],
+        "jobs": [{"name": "j", "work": 1.0, "throughput": [{"pool": "p", "devices": 1, "rate": 1.0}]}],
+    }
+    read = files.from_dict(data, folder=str(tmp_path))
+    assert read.count[0].tolist() == [4, 4, 4, 1, 1] + [4] * 19
+    assert read.price[0].tolist() == list(range(24)) == read.price[2].tolist()
+    assert read.price[1].tolist() == [1.0] * 12 + [3.0] * 12
+
+
+def test_values_within_a_slot_are_averaged_and_counts_take_the_least():
+    ranges = [{"from": 0, "to": 0.5, "value": 2}, {"from": 0.5, "value": 4}]
+    read = problem(pool=dict(count=ranges, price=ranges), slots=2, slot_hours=2.0)
+    assert read.price[0].tolist() == [3.0, 4.0] and read.count[0].tolist() == [2, 4]
+
+
+def test_daylight_saving():
+    # Clocks in Berlin go from 02:00 to 03:00 on 2026-03-29 and from 03:00 back to 02:00 on 2026-10-25.
+    spring = Clock("2026-03-29T00:00", "Europe/Berlin", 24, 1.0)
+    assert spring.deadline("2026-03-29T04:00") == 3 and spring.label(2).endswith("03:00 CEST")
+    with pytest.raises(ValueError, match="does not exist"):
+        spring.deadline("2026-03-29T02:30")
+    autumn = Clock("2026-10-25T00:00", "Europe/Berlin", 25, 1.0)
+    assert autumn.deadline("2026-10-25T02:30") == 2 and autumn.release("2026-10-25T02:30") == 4
+    profile = problem(pool=dict(price=list(range(24))), slots=25, start="2026-10-25T00:00", tz="Europe/Berlin")
+    assert profile.price[0].tolist() == [0, 1, 2, 2, *range(3, 24)]
+
+
+def test_deadlines_are_never_stretched_nor_releases_moved_forward():
+    clock = Clock("2026-01-05T00:00+01:00", "Asia/Kolkata", 10, 2.0)
+    assert clock.deadline("2026-01-05T03:59+01:00") == 1 and clock.deadline("2026-01-05T04:00+01:00") == 2
+    assert clock.release("2026-01-05T02:01+01:00") == 2 and clock.release("2026-01-05T02:00+01:00") == 1
+
+
+def test_rates_are_interpolated_and_not_extrapolated():
+    points = (Rate(pool="p", devices=2, rate=10.0), Rate(pool="p", devices=6, rate=20.0))
+    job = Job(name="j", work=1.0, throughput=points, counts=(1, 2, 4, 6, 8))
+    hourly = rates.hourly(job, Pool(name="p", count=8))
+    assert hourly == {1: 5.0 * 3600, 2: 10.0 * 3600, 4: 15.0 * 3600, 6: 20.0 * 3600}
+    spot = Pool(name="p", count=8, interruptions_per_hour=0.1, node_size=4)
+    slow = rates.hourly(dataclasses.replace(job, checkpoint_every=1.0, restart=0.5), spot)
+    assert slow == pytest.approx({n: hourly[n] / 1.1 for n in (1, 2, 4)})  # 6 is no whole number of nodes of 4
+    assert rates.hourly(dataclasses.replace(job, memory=81), Pool(name="p", count=8, memory=80)) == {}
+
+
+def test_replicas_are_copies_and_followers_wait_for_all():
+    read = problem(jobs=[{"replicas": 2}, {"after": ("j0",)}]).expanded
+    assert [job.name for job in read.jobs] == ["j0-1", "j0-2", "j1"] and read.jobs[2].after == ("j0-1", "j0-2")
+
+
+def test_importing_loads_neither_torch_nor_scipy_nor_what_is_loaded_on_use():
+    script = (
+        "import json, sys, bigmodel.schedule as s; a = set(sys.modules); s.solve, s.load; b = set(sys.modules); "
+        "print(json.dumps([sorted(a), sorted(b)]))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    first, used = map(set, json.loads(out))
+    assert not first & {"numpy", "scipy", "torch"}
+    assert not used & {"torch", "pandas", "matplotlib", "tomli_w", "yaml", "scipy.optimize"}
+
+
+def test_arrays_are_per_slot_values():
+    assert problem(pool=dict(price=np.arange(24.0))).price[0].tolist() == list(range(24))
