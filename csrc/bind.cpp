@@ -14,6 +14,7 @@ using namespace bigmodel;
 PYBIND11_MODULE(_C, m) {
   py::module_ cpu = m.def_submodule("cpu");
   BIGMODEL_BIND_NORM(cpu, cpu);
+  BIGMODEL_BIND_SOFTMAX(cpu, cpu);
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);
@@ -27,6 +28,7 @@ PYBIND11_MODULE(_C, m) {
 #if BIGMODEL_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");
   BIGMODEL_BIND_NORM(cuda, cuda);
+  BIGMODEL_BIND_SOFTMAX(cuda, cuda);
   cuda.def("runtime_version", &cuda::runtime_version);
   cuda.def("driver_version", &cuda::driver_version);
   cuda.def("device_count", &cuda::device_count);

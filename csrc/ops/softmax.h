@@ -86,13 +86,15 @@ struct SoftmaxBackward {
 namespace cpu {
 void softmax_forward(const SoftmaxForward& args, Exec exec);
 void softmax_backward(const SoftmaxBackward& args, Exec exec);
-int64_t softmax_backward_scratch(const SoftmaxBackward& args, Exec exec);
+// 0: the CPU keeps its partial sums itself.
+int64_t softmax_backward_scratch(int64_t rows, int64_t keys, bool wants_mask, bool wants_sinks, Exec exec);
 }  // namespace cpu
 
 namespace cuda {
 void softmax_forward(const SoftmaxForward& args, Exec exec);
 void softmax_backward(const SoftmaxBackward& args, Exec exec);
-int64_t softmax_backward_scratch(const SoftmaxBackward& args, Exec exec);
+// Elements of SoftmaxBackward::scratch.
+int64_t softmax_backward_scratch(int64_t rows, int64_t keys, bool wants_mask, bool wants_sinks, Exec exec);
 }  // namespace cuda
 
 }  // namespace bigmodel

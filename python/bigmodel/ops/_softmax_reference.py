@@ -106,7 +106,7 @@ def forward(scores, mask, slopes, sinks, seed, options: Options, out_dtype):
     return (y * factors(seed, y, dropout_p)).to(out_dtype)
 
 
-def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_shape, mask_dtype, wants_sinks):
+def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_shape, wants_sinks):
     """(grad_scores, grad_mask, grad_sinks) in torch's own ops, for gradients that need one themselves."""
     scale, _, _, softcap, dropout_p = options
     compute = compute_dtype(scores_dtype)
@@ -117,7 +117,7 @@ def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_sha
     grad_scores = grad_z * scale
     if softcap is not None:
         grad_scores = grad_scores * (1 - torch.tanh(scores.to(compute) * (scale / softcap)).square())
-    grad_mask = None if mask_shape is None else grad_z.sum_to_size(mask_shape).to(mask_dtype)
+    grad_mask = None if mask_shape is None else grad_z.sum_to_size(mask_shape)
     grad_sinks = None
     if wants_sinks:
         # The sink's own share is what the others leave; of a row without any it does not matter, since d is 0.
@@ -126,7 +126,14 @@ def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_sha
     return grad_scores.to(scores_dtype), grad_mask, grad_sinks
 
 
-def log_backward(grad_out, out, input_dtype):
+def plain_forward(input, log, out_dtype):
+    function = torch.log_softmax if log else torch.softmax
+    return function(input.to(compute_dtype(input.dtype)), -1).to(out_dtype)
+
+
+def plain_backward(grad_out, out, log, input_dtype):
     compute = compute_dtype(input_dtype)
-    g = grad_out.to(compute)
-    return (g - torch.exp(out.to(compute)) * g.sum(-1, keepdim=True)).to(input_dtype)
+    g, y = grad_out.to(compute), out.to(compute)
+    if log:
+        return (g - torch.exp(y) * g.sum(-1, keepdim=True)).to(input_dtype)
+    return (y * (g - (g * y).sum(-1, keepdim=True))).to(input_dtype)

@@ -1,14 +1,15 @@
-"""Softmax, and attention's softmax with all that belongs between its two matrix products. Formulas: csrc/ops/softmax.h."""
+"""Softmax, and the softmax of attention with all that lies between its matrix products. Formulas: csrc/ops/softmax.h."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_reference
+from bigmodel.ops import _softmax_body, _softmax_reference
 from bigmodel.ops._softmax_reference import Options
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def _check_mask(op: str, mask: Any, scores: Tensor) -> None:
         raise TypeError(f"{op}: mask must be a torch.Tensor, got {type(mask).__name__}.")
     if mask.dtype is not torch.bool and mask.dtype not in _check.DTYPE_CODES:
         raise TypeError(
-            f"{op}: mask has dtype {mask.dtype}; accepted are bool (True takes part) and, to be added, {_check.SUPPORTED}."
+            f"{op}: mask has dtype {mask.dtype}; accepted are bool (True takes part) and, added, {_check.SUPPORTED}."
         )
     if mask.layout is not torch.strided or mask.is_nested:
         raise TypeError(f"{op}: mask must be a dense torch.strided tensor, got a nested one or {mask.layout}.")
@@ -114,6 +115,196 @@ def _check_dim(op: str, input: Any, dim: Any, dtype: Any) -> int:
     return int(dim) % dims
 
 
+# --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
+
+
+def _native_backward(*tensors: Tensor | None) -> bool:
+    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors.
+
+    The gradient comes first.
+    """
+    return not torch.is_grad_enabled() and _registry.direct(tensors) and not _registry.batched(tensors[0])
+
+
+class _AttentionSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scores, mask, slopes, sinks, seed, options, out_dtype, inplace):
+        kept = None if options.softcap is None else scores.clone() if inplace else scores
+        out, probs, sink_probs = _softmax_body.forward(scores, mask, slopes, sinks, seed, options, out_dtype, inplace)
+        ctx.save_for_backward(out if probs is None else probs, kept, sink_probs, seed)
+        ctx.options, ctx.scores_dtype, ctx.copied = options, scores.dtype, kept is not None and inplace
+        ctx.mask = (mask.shape, mask.dtype) if ctx.needs_input_grad[1] else (None, None)
+        ctx.sinks_dtype = sinks.dtype if ctx.needs_input_grad[3] else None
+        if inplace:
+            ctx.mark_dirty(scores)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        saved = ctx.saved_tensors
+        native = _softmax_body.backward if _native_backward(grad_out, *saved) else None
+        grad_scores, grad_mask, grad_sinks = _backward_of(ctx, saved, native, grad_out)
+        return grad_scores, grad_mask, None, grad_sinks, None, None, None, None
+
+
+def _backward_of(ctx, tensors, native, grad_out):
+    """(grad of scores, mask, sinks); `native` is None where only torch's own ops will do."""
+    y, scores, sink_probs, seed = tensors
+    mask_shape, mask_dtype = ctx.mask
+    wants_sinks = ctx.sinks_dtype is not None
+    if native is not None:
+        grad_scores, grad_mask, grad_sinks = native(
+            grad_out, y, scores, sink_probs, seed, ctx.options, ctx.scores_dtype, mask_shape, wants_sinks
+        )
+    else:
+        if torch.is_grad_enabled() and (seed is not None or ctx.copied):
+            reason = "dropout_p > 0" if seed is not None else "softcap and inplace=True"
+            raise RuntimeError(f"attention_softmax: there are no second derivatives with {reason}.")
+        grad_scores, grad_mask, grad_sinks = _softmax_reference.backward(
+            grad_out, y, scores, seed, ctx.options, ctx.scores_dtype, mask_shape, wants_sinks
+        )
+    return (
+        grad_scores,
+        None if grad_mask is None else grad_mask.to(mask_dtype),
+        None if grad_sinks is None else grad_sinks.to(ctx.sinks_dtype),
+    )
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, log, out_dtype):
+        out = _plain_forward(input, log, out_dtype)
+        ctx.save_for_backward(out)
+        ctx.log, ctx.dtype = log, input.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        (out,) = ctx.saved_tensors
+        body = _plain_backward if _native_backward(grad_out, out) else _softmax_reference.plain_backward
+        return body(grad_out, out, ctx.log, ctx.dtype), None, None
+
+
+def _plain_forward(input, log, out_dtype):
+    return _softmax_body.forward(input, None, None, None, None, Options(), out_dtype, log=log, empty_is_nan=True)[0]
+
+
+def _plain_backward(grad_out, out, log, input_dtype):
+    return _softmax_body.backward(grad_out, out, None, None, None, Options(), input_dtype, None, False, log)[0]
+
+
+# --- the long way: ops in torch's dispatcher --------------------------------------------------------------------------
+
+_OPTIONS = "float scale, SymInt? left, SymInt? right, float? softcap, float dropout_p"
+_FORWARD_SCHEMA = (
+    f"(Tensor scores, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks, Tensor? seed, {_OPTIONS}, "
+    "ScalarType out_dtype) -> (Tensor out, Tensor probs, Tensor sink_probs)"
+)
+_BACKWARD_SCHEMA = (
+    f"(Tensor grad_out, Tensor saved, Tensor? scores, Tensor? sink_probs, Tensor? seed, {_OPTIONS}, "
+    "ScalarType scores_dtype, SymInt[]? mask_shape, bool wants_sinks) "
+    "-> (Tensor grad_scores, Tensor grad_mask, Tensor grad_sinks)"
+)
+
+
+def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """A schema has no optional results: an empty tensor stands for one that does not exist."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
+
+
+def _register_attention():
+    def forward(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
+        op = "attention_softmax_forward"
+        _check_scores(op, scores, False, out_dtype)
+        with torch.no_grad():
+            window = (left, right)
+            options = _check_options(op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p)
+        return _present(_softmax_body.forward(scores, mask, alibi_slopes, sinks, seed, options, out_dtype), scores)
+
+    def forward_fake(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
+        out = torch.empty(scores.shape, dtype=out_dtype, device=scores.device)
+        sink_dtype = _softmax_reference.compute_dtype(scores.dtype)
+        sink_probs = None if sinks is None else scores.new_empty(scores.shape[:-1], dtype=sink_dtype)
+        return _present((out, None if seed is None else torch.empty_like(out), sink_probs), scores)
+
+    def backward(grad_out, saved, scores, sink_probs, seed, *rest):
+        *options, scores_dtype, mask_shape, wants_sinks = rest
+        grads = _softmax_body.backward(
+            grad_out, saved, scores, sink_probs, seed, Options(*options), scores_dtype, mask_shape, wants_sinks
+        )
+        return _present(grads, saved)
+
+    def backward_fake(grad_out, saved, scores, sink_probs, seed, *rest):
+        *_, scores_dtype, mask_shape, wants_sinks = rest
+        compute = _softmax_reference.compute_dtype(scores_dtype)
+        grad_scores = torch.empty(saved.shape, dtype=scores_dtype, device=saved.device)
+        grad_mask = None if mask_shape is None else saved.new_empty(mask_shape, dtype=compute)
+        grad_sinks = saved.new_empty(saved.shape[-3], dtype=compute) if wants_sinks else None
+        return _present((grad_scores, grad_mask, grad_sinks), saved)
+
+    def setup_context(ctx, inputs, output):
+        scores, mask, _, sinks, seed, *options, _ = inputs
+        out, probs, sink_probs = output
+        softcap = options[3]
+        ctx.save_for_backward(
+            out if seed is None else probs,
+            None if softcap is None else scores,
+            None if sinks is None else sink_probs,
+            seed,
+        )
+        ctx.options, ctx.scores_dtype, ctx.copied = Options(*options), scores.dtype, False
+        ctx.mask = (mask.shape, mask.dtype) if ctx.needs_input_grad[1] else (None, None)
+        ctx.sinks_dtype = sinks.dtype if ctx.needs_input_grad[3] else None
+
+    def autograd_backward(ctx, grad_out, _grad_probs, _grad_sink_probs):
+        native = None if torch.is_grad_enabled() else call_backward
+        grad_scores, grad_mask, grad_sinks = _backward_of(ctx, ctx.saved_tensors, native, grad_out)
+        return grad_scores, grad_mask, None, grad_sinks, *(None for _ in range(7))
+
+    def call_backward(grad_out, y, scores, sink_probs, seed, options, scores_dtype, mask_shape, wants_sinks):
+        results = backward_op(grad_out, y, scores, sink_probs, seed, *options, scores_dtype, mask_shape, wants_sinks)
+        return results[0], None if mask_shape is None else results[1], results[2] if wants_sinks else None
+
+    backward_op = _registry.register("attention_softmax_backward", _BACKWARD_SCHEMA, backward, backward_fake)
+    return _registry.register(
+        "attention_softmax_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context
+    )
+
+
+def _register_softmax():
+    def forward_fake(input, log, out_dtype):
+        return torch.empty(input.shape, dtype=out_dtype, device=input.device)
+
+    def forward(input, log, out_dtype):
+        _check.tensor("softmax_forward", "input", input)
+        return _plain_forward(input, log, out_dtype)
+
+    def backward_fake(grad_out, out, log, input_dtype):
+        return torch.empty(out.shape, dtype=input_dtype, device=out.device)
+
+    def setup_context(ctx, inputs, output):
+        input, ctx.log, _ = inputs
+        ctx.dtype = input.dtype
+        ctx.save_for_backward(output)
+
+    def autograd_backward(ctx, grad_out):
+        (out,) = ctx.saved_tensors
+        body = _softmax_reference.plain_backward if torch.is_grad_enabled() else backward_op
+        return body(grad_out, out, ctx.log, ctx.dtype), None, None
+
+    backward_op = _registry.register(
+        "softmax_backward", "(Tensor grad_out, Tensor out, bool log, ScalarType input_dtype) -> Tensor",
+        _plain_backward, backward_fake,
+    )  # fmt: skip
+    return _registry.register(
+        "softmax_forward", "(Tensor input, bool log, ScalarType out_dtype) -> Tensor",
+        forward, forward_fake, autograd_backward, setup_context,
+    )  # fmt: skip
+
+
+_ATTENTION_FORWARD = _register_attention()
+_SOFTMAX_FORWARD = _register_softmax()
+
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +362,18 @@ def attention_softmax(
     options = _check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p)
     if out_dtype is None:
         out_dtype = scores.dtype if inplace else _registry.autocast_dtype(scores)
-    out = _softmax_reference.forward(scores, mask, alibi_slopes, sinks, _seed(scores, dropout_p), options, out_dtype)
+    tensors = (scores, mask, alibi_slopes, sinks, _seed(scores, dropout_p))
+    if _registry.direct(tensors):
+        if torch.is_grad_enabled() and _registry.requires_grad(tensors):
+            return _AttentionSoftmax.apply(*tensors, options, out_dtype, inplace)
+        out = _softmax_body.forward(*tensors, options, out_dtype, inplace)[0]
+        if inplace:
+            torch.autograd.graph.increment_version(scores)
+        return out
+    if _registry.transforming():
+        out = _softmax_reference.forward(*tensors, options, out_dtype)
+    else:
+        out = _registry.dispatch(_ATTENTION_FORWARD, *tensors, *options, out_dtype)[0]
     return scores.copy_(out) if inplace else out
 
 
@@ -184,8 +386,25 @@ def _seed(scores: Tensor, dropout_p: float) -> Tensor | None:
 
 def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     dim = _check_dim(op, input, dim, dtype)
-    function = torch.log_softmax if log else torch.softmax
-    return function(input, dim, dtype)
+    if dtype is None:
+        dtype = _registry.autocast_dtype(input)
+    elif dtype.itemsize < input.dtype.itemsize or {dtype, input.dtype} == {torch.float16, torch.bfloat16}:
+        input = input.to(dtype)  # wider, the kernels' own loads do it
+    if input.dim() == 0:
+        return _last_dim(input.unsqueeze(0), log, dtype).squeeze(0)
+    if dim == input.dim() - 1:
+        return _last_dim(input, log, dtype)
+    return _last_dim(input.transpose(dim, -1), log, dtype).transpose(dim, -1).contiguous()
+
+
+def _last_dim(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
+    if _registry.direct((input,)):
+        if torch.is_grad_enabled() and input.requires_grad:
+            return _Softmax.apply(input, log, dtype)
+        return _plain_forward(input, log, dtype)
+    if _registry.transforming():
+        return _softmax_reference.plain_forward(input, log, dtype)
+    return _registry.dispatch(_SOFTMAX_FORWARD, input, log, dtype)
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
