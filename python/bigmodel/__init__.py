@@ -13,6 +13,7 @@ _HOMES = {
     "attention_softmax": "bigmodel.ops",
     "softmax": "bigmodel.ops",
     "log_softmax": "bigmodel.ops",
+    "attention": "bigmodel._attention",
     "convert": "bigmodel.convert",
     "revert": "bigmodel.convert",
     "ConvertReport": "bigmodel.convert",
