@@ -74,7 +74,7 @@ def _check_flag(name: str, value: Any) -> None:
         raise TypeError(f"attention: {name} must be a bool, got {type(value).__name__}.")
 
 
-def _check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> None:
+def _check_mask(attn_mask: Any, query: Tensor, key: Tensor, enable_gqa: bool) -> None:
     op = "attention"
     if not isinstance(attn_mask, Tensor):
         raise TypeError(f"{op}: attn_mask must be a torch.Tensor, got {type(attn_mask).__name__}.")
@@ -83,14 +83,12 @@ def _check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> None:
             f"{op}: attn_mask has dtype {attn_mask.dtype}; accepted are bool (True takes part) and, to be added, "
             f"{_check.SUPPORTED}."
         )
-    scores = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3]) + (*query.shape[-3:-1], key.shape[-2])
-    fits = attn_mask.dim() <= len(scores) and all(
-        own in (1, size) for own, size in zip(attn_mask.shape[::-1], scores[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"{op}: attn_mask has shape {tuple(attn_mask.shape)}, which does not broadcast to the scores' {scores}."
-        )
+    heads = query.shape[:-2] if enable_gqa else torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    scores = (*heads, query.shape[-2], key.shape[-2])
+    ends = zip(attn_mask.shape[::-1], scores[::-1], strict=False)
+    if attn_mask.dim() > len(scores) or any(own not in (1, size) for own, size in ends):
+        shape = tuple(attn_mask.shape)
+        raise ValueError(f"{op}: attn_mask has shape {shape}, which does not broadcast to the scores' {scores}.")
 
 
 def _check_numbers(dropout_p: Any, scale: Any) -> None:
@@ -106,10 +104,10 @@ def _check_numbers(dropout_p: Any, scale: Any) -> None:
 
 def _choose(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
-    return_weights: bool, options: dict[str, Any],
+    enable_gqa: bool, return_weights: bool, options: dict[str, Any],
 ) -> Path:  # fmt: skip
     against = _not_the_same(query, key, attn_mask, is_causal, return_weights, options)
-    against = against or _no_kernel(query, key, value, attn_mask, dropout_p)
+    against = against or _no_kernel(query, key, value, attn_mask, dropout_p, enable_gqa)
     if against:
         return Path("fused", against)
     return Path("sdpa", "torch's scaled_dot_product_attention computes the same without storing the weights")
@@ -130,13 +128,14 @@ def _not_the_same(query, key, attn_mask, is_causal, return_weights, options) -> 
     return ""
 
 
-def _no_kernel(query, key, value, attn_mask, dropout_p) -> str:
+def _no_kernel(query, key, value, attn_mask, dropout_p, enable_gqa) -> str:
     """Why torch's scaled_dot_product_attention would itself compose matrix products and a softmax, or ""."""
     if not (query.dim() == key.dim() == value.dim() == 4):
         return "torch's kernels take four dimensions"
     if not (query.numel() and key.numel() and value.numel()):
         return "a tensor is empty"
-    if not (query.shape[0] == key.shape[0] == value.shape[0] and key.shape[1] == value.shape[1]):
+    leading = [tensor.shape[: 1 if enable_gqa else 2] for tensor in (query, key, value)]
+    if not leading[0] == leading[1] == leading[2]:
         return "torch's kernels do not broadcast"
     if value.shape[-1] != query.shape[-1]:
         return "torch's kernels take values of the queries' size"
@@ -249,8 +248,8 @@ def _checked_path(
     _check_flag("return_weights", return_weights)
     _check_numbers(dropout_p, scale)
     if attn_mask is not None:
-        _check_mask(attn_mask, query, key)
-    return _choose(query, key, value, attn_mask, dropout_p, is_causal, return_weights, options)
+        _check_mask(attn_mask, query, key, enable_gqa)
+    return _choose(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, return_weights, options)
 
 
 def explain(
