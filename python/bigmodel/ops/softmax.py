@@ -1,4 +1,4 @@
-"""Softmax, and the softmax of attention with all that lies between its matrix products. Formulas: csrc/ops/softmax.h."""
+"""Softmax, alone or with all that lies between the two products of attention. Formulas: csrc/ops/softmax.h."""
 
 from __future__ import annotations
 
