@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_body, _softmax_reference
+from bigmodel.ops import _softmax_body, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -265,10 +265,14 @@ def _register_attention():
         results = backward_op(grad_out, y, scores, sink_probs, seed, *options, scores_dtype, mask_shape, wants_sinks)
         return results[0], None if mask_shape is None else results[1], results[2] if wants_sinks else None
 
-    backward_op = _registry.register("attention_softmax_backward", _BACKWARD_SCHEMA, backward, backward_fake)
+    backward_op = _registry.register(
+        "attention_softmax_backward", _BACKWARD_SCHEMA, backward, backward_fake,
+        sharding=_softmax_sharding.attention_backward,
+    )  # fmt: skip
     return _registry.register(
-        "attention_softmax_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context
-    )
+        "attention_softmax_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
+        sharding=_softmax_sharding.attention_forward,
+    )  # fmt: skip
 
 
 def _register_softmax():
@@ -294,11 +298,11 @@ def _register_softmax():
 
     backward_op = _registry.register(
         "softmax_backward", "(Tensor grad_out, Tensor out, bool log, ScalarType input_dtype) -> Tensor",
-        _plain_backward, backward_fake,
+        _plain_backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
     )  # fmt: skip
     return _registry.register(
         "softmax_forward", "(Tensor input, bool log, ScalarType out_dtype) -> Tensor",
-        forward, forward_fake, autograd_backward, setup_context,
+        forward, forward_fake, autograd_backward, setup_context, sharding=_softmax_sharding.softmax_forward,
     )  # fmt: skip
 
 
