@@ -31,13 +31,13 @@ def _attention(function):
 FUNCTIONS = {
     "attention": _attention(bigmodel.attention_softmax),
     "masked": lambda x, m, s: bigmodel.attention_softmax(x, mask=m),
-    "softmax": lambda x, m, s: bigmodel.softmax(x + m, 1),
+    "softmax": lambda x, m, s: bigmodel.softmax(x + m, -1),
     "log": lambda x, m, s: bigmodel.log_softmax(x + m, -1),
 }
 STOCK = {
     "attention": _attention(lambda x, **options: plain(x, rounded=None, **options)),
     "masked": lambda x, m, s: torch.softmax(x + m, -1),
-    "softmax": lambda x, m, s: torch.softmax(x + m, 1),
+    "softmax": lambda x, m, s: torch.softmax(x + m, -1),
     "log": lambda x, m, s: torch.log_softmax(x + m, -1),
 }
 

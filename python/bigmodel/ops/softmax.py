@@ -390,15 +390,15 @@ def _seed(scores: Tensor, dropout_p: float) -> Tensor | None:
 
 def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     dim = _check_dim(op, input, dim, dtype)
+    if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
+        return (torch.log_softmax if log else torch.softmax)(input, dim, dtype)
     if dtype is None:
         dtype = _registry.autocast_dtype(input)
-    elif dtype.itemsize < input.dtype.itemsize or {dtype, input.dtype} == {torch.float16, torch.bfloat16}:
-        input = input.to(dtype)  # wider, the kernels' own loads do it
-    if input.dim() == 0:
-        return _last_dim(input.unsqueeze(0), log, dtype).squeeze(0)
+    elif dtype is not torch.float32 or input.dtype is torch.float64:  # else the kernel's own load is the conversion
+        input = input.to(dtype)
     if dim == input.dim() - 1:
         return _last_dim(input, log, dtype)
-    return _last_dim(input.transpose(dim, -1), log, dtype).transpose(dim, -1).contiguous()
+    return _last_dim(input.flatten(dim), log, dtype).view(input.shape)
 
 
 def _last_dim(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
@@ -416,12 +416,13 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
 
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
-        dim: the dimension to sum over.
+        dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
+            apart, and torch's own kernel for columns runs.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
     Returns:
-        A contiguous tensor of input's shape. As in torch, a row of -inf alone gives NaN; attention_softmax gives zeros.
+        A tensor of input's shape. As in torch, a row of -inf alone gives NaN; attention_softmax gives zeros.
 
     Raises:
         TypeError: an argument of another type or dtype.
