@@ -5,6 +5,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <tuple>
+
 #include "op.h"
 #include "ops/norm.h"
 #include "ops/softmax.h"
@@ -76,36 +79,38 @@ int64_t norm_backward_blocks(int64_t rows, int64_t cols, int index) {
   module.def("norm_backward_blocks", &bigmodel::bind::norm_backward_blocks<bigmodel::device::norm_backward_blocks>)
 
 // (dims, keys, left, right, seed, scale, softcap, dropout_p, log) of every softmax call.
-using SoftmaxRowsTuple = std::tuple<RowDims, int64_t, int64_t, int64_t, Address, double, double, double, bool>;
+using Dims = std::array<int64_t, 4>;
+inline RowDims row_dims(const Dims& dims) { return {{dims[0], dims[1], dims[2], dims[3]}}; }
+using SoftmaxRowsTuple = std::tuple<Dims, int64_t, int64_t, int64_t, Address, double, double, double, bool>;
 inline SoftmaxRows softmax_rows(const SoftmaxRowsTuple& rows) {
   return std::apply(
-      [](RowDims dims, int64_t keys, int64_t left, int64_t right, Address seed, auto... scalars) {
-        return SoftmaxRows{dims, keys, left, right, pointer(seed), scalars...};
+      [](const Dims& dims, int64_t keys, int64_t left, int64_t right, Address seed, auto... scalars) {
+        return SoftmaxRows{row_dims(dims), keys, left, right, pointer(seed), scalars...};
       },
       rows);
 }
 
 template <void (*kernel)(const SoftmaxForward&, Exec)>
 void softmax_forward(Address out, Address probs, Address sink_probs, Address scores, Address mask, Address slopes,
-                     Address sinks, const SoftmaxRowsTuple& rows, RowDims out_strides, RowDims scores_strides,
-                     RowDims mask_strides, int64_t mask_key_stride, int out_dtype, int scores_dtype, int mask_dtype,
+                     Address sinks, const SoftmaxRowsTuple& rows, Dims out_strides, Dims scores_strides,
+                     Dims mask_strides, int64_t mask_key_stride, int out_dtype, int scores_dtype, int mask_dtype,
                      bool empty_is_nan, int index, Address stream) {
   pybind11::gil_scoped_release release;
   kernel({softmax_rows(rows), pointer(out), pointer(probs), pointer(sink_probs), pointer(scores), pointer(mask),
-          pointer(slopes), pointer(sinks), out_strides, scores_strides, mask_strides, mask_key_stride,
-          DType(out_dtype), DType(scores_dtype), mask_dtype, empty_is_nan},
+          pointer(slopes), pointer(sinks), row_dims(out_strides), row_dims(scores_strides), row_dims(mask_strides),
+          mask_key_stride, DType(out_dtype), DType(scores_dtype), mask_dtype, empty_is_nan},
          {index, pointer(stream)});
 }
 
 template <void (*kernel)(const SoftmaxBackward&, Exec)>
 void softmax_backward(Address grad_scores, Address grad_mask, Address grad_sinks, Address scratch, Address grad_out,
                       Address saved, Address scores, Address sink_probs, const SoftmaxRowsTuple& rows,
-                      RowDims grad_out_strides, RowDims scores_strides, RowDims mask_dims, int64_t mask_keys,
-                      int out_dtype, int scores_dtype, int index, Address stream) {
+                      Dims grad_out_strides, Dims scores_strides, Dims mask_dims, int64_t mask_keys, int out_dtype,
+                      int scores_dtype, int index, Address stream) {
   pybind11::gil_scoped_release release;
   kernel({softmax_rows(rows), pointer(grad_scores), pointer(grad_mask), pointer(grad_sinks), pointer(scratch),
-          pointer(grad_out), pointer(saved), pointer(scores), pointer(sink_probs), grad_out_strides, scores_strides,
-          mask_dims, mask_keys, DType(out_dtype), DType(scores_dtype)},
+          pointer(grad_out), pointer(saved), pointer(scores), pointer(sink_probs), row_dims(grad_out_strides),
+          row_dims(scores_strides), row_dims(mask_dims), mask_keys, DType(out_dtype), DType(scores_dtype)},
          {index, pointer(stream)});
 }
 

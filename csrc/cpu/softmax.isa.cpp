@@ -3,9 +3,8 @@
 // A row is read from memory by the first kernel and found in the cache by the others: the largest score, then exp and
 // its sum, then the product with 1 / sum. Keeping a running maximum would save the first of these and pay with a second
 // exp for every step that raises it.
-#include "softmax_kernels.h"
-
 #include "math.h"
+#include "softmax_kernels.h"
 
 namespace bigmodel::cpu::BIGMODEL_ISA {
 namespace {
@@ -115,9 +114,7 @@ void finish_log(void* out_, const void* scores_, int64_t n, double scale_, doubl
   auto* out = static_cast<S*>(out_);
   auto* scores = static_cast<const S*>(scores_);
   Pack<T> scale = splat(T(scale_)), peak = splat(T(peak_)), log_sum = splat(T(log_sum_));
-  sweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) {
-    at.store(out + i, (at.load(scores + i) * scale - peak) - log_sum);
-  });
+  sweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) { at.store(out + i, (at.load(scores + i) * scale - peak) - log_sum); });
 }
 
 template <class S>
@@ -168,9 +165,7 @@ void grad_log(void* grad_, const void* grad_out_, const void* out_, int64_t n, d
   auto* grad = static_cast<S*>(grad_);
   auto *grad_out = static_cast<const S*>(grad_out_), *out = static_cast<const S*>(out_);
   Pack<T> sum = splat(T(sum_));
-  resweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) {
-    at.store(grad + i, at.load(grad_out + i) - exp(at.load(out + i)) * sum);
-  });
+  resweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) { at.store(grad + i, at.load(grad_out + i) - exp(at.load(out + i)) * sum); });
 }
 
 template <class S>
@@ -226,9 +221,9 @@ void spread(void* added_, const void* live_, int64_t n) {
 }
 
 template <class S>
-constexpr SoftmaxKernels kernels{kStep<Compute<S>>, peak<S>,       prepare<S>,  exp_sum<S>,  finish<S>,  finish_log<S>,
-                                 grad_dot<S>,   grad_apply<S>, sum<S>,    grad_log<S>, grad_scores<S>,
-                                 multiply<S>,   dropout<S>,  spread<S>};
+constexpr SoftmaxKernels kernels{kStep<Compute<S>>, peak<S>,     prepare<S>,    exp_sum<S>, finish<S>,
+                                 finish_log<S>,     grad_dot<S>, grad_apply<S>, sum<S>,     grad_log<S>,
+                                 grad_scores<S>,    multiply<S>, dropout<S>,    spread<S>};
 
 }  // namespace
 

@@ -25,9 +25,9 @@ struct Ahead {
 constexpr int64_t kSlack = 64;
 
 struct SoftmaxKernels {
-  int64_t step;  // elements in one step of a loop
-  double (*peak)(const void* scores, int64_t n, double scale);        // the largest scale * s, not NaN
-  double (*prepare)(void* z, const SoftmaxScores& scores);            // stores z in T, and the largest
+  int64_t step;                                                 // elements in one step of a loop
+  double (*peak)(const void* scores, int64_t n, double scale);  // the largest scale * s, not NaN
+  double (*prepare)(void* z, const SoftmaxScores& scores);      // stores z in T, and the largest
   // e = exp(scale * s - peak) in T, and its sum.
   double (*exp_sum)(void* e, const void* scores, int64_t n, double scale, double peak, Ahead ahead);
   // out = e * factor * factors[i], rounded once; factors in T, or null.
@@ -42,15 +42,15 @@ struct SoftmaxKernels {
   // grad *= scale * (1 - tanh(s * scale / softcap)^2), s and grad of one type S; and scale alone with softcap 0.
   void (*grad_scores)(void* grad, const void* scores, int64_t n, double scale, double softcap);
   void (*multiply)(void* values, const void* by, int64_t n);
-  // factors[i] = `kept` where word i of Philox from a counter on is at least `threshold`, else 0. Writes whole steps: up
-  // to kSlack elements beyond n.
+  // factors[i] = `kept` where word i of Philox from a counter on is at least `threshold`, else 0. Writes whole steps:
+  // up to kSlack elements beyond n.
   void (*dropout)(void* factors, int64_t n, uint64_t seed, uint64_t counter, uint32_t threshold, double kept);
   void (*spread)(void* added, const void* live, int64_t n);  // 0 where a byte is not 0, else -inf
 };
 
-#define BIGMODEL_DECLARE(isa)                     \
-  namespace isa {                                 \
-  extern const SoftmaxKernels softmax_kernels[];  \
+#define BIGMODEL_DECLARE(isa)                    \
+  namespace isa {                                \
+  extern const SoftmaxKernels softmax_kernels[]; \
   }
 BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
 #undef BIGMODEL_DECLARE

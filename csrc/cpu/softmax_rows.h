@@ -62,8 +62,8 @@ struct Row {
   int64_t begin(int64_t part) const { return first + part * kSoftmaxPart; }
   int64_t size(int64_t part) const { return std::min(kSoftmaxPart, last - begin(part)); }
   int64_t offset(const RowDims& strides) const {
-    return coordinates[0] * strides[0] + coordinates[1] * strides[1] + coordinates[2] * strides[2] +
-           coordinates[3] * strides[3];
+    return coordinates.d[0] * strides.d[0] + coordinates.d[1] * strides.d[1] + coordinates.d[2] * strides.d[2] +
+           coordinates.d[3] * strides.d[3];
   }
 
  private:
@@ -73,7 +73,7 @@ struct Row {
 class Rows {
  public:
   Rows(const SoftmaxRows& r, DType dtype, Exec exec)
-      : r_(r), compute(compute_of(dtype)), rows(r.dims[0] * r.dims[1] * r.dims[2] * r.dims[3]),
+      : r_(r), compute(compute_of(dtype)), rows(r.dims.d[0] * r.dims.d[1] * r.dims.d[2] * r.dims.d[3]),
         threads(useful_threads(exec.index, rows * r.keys)) {
     if (r.dropout_p > 0) {
       seed_ = *static_cast<const uint64_t*>(r.seed);
@@ -119,8 +119,8 @@ class Rows {
   // What dropout multiplies the keys from `key` on by, in the arithmetic's type.
   const void* dropout_factors(const Row& row, int64_t key, int64_t n, Buffers& buffers) const {
     const int64_t skipped = key % 4, blocks = (r_.keys + 3) / 4;
-    kernels_for(compute).dropout(buffers.factors, n + skipped, seed_, uint64_t(row.index * blocks + key / 4), threshold_,
-                                 1 / (1 - r_.dropout_p));
+    kernels_for(compute).dropout(buffers.factors, n + skipped, seed_, uint64_t(row.index * blocks + key / 4),
+                                 threshold_, 1 / (1 - r_.dropout_p));
     return at(buffers.factors, compute, skipped);
   }
 
@@ -128,12 +128,12 @@ class Rows {
   // it than those below, but its zeros have to be written too, which counts as an eighth.
   template <class Body>
   void for_each_row(Body body) const {
-    const int64_t queries = r_.dims[3];
+    const int64_t queries = r_.dims.d[3];
     const bool even = r_.left == kUnlimited && r_.right == kUnlimited;
     if (threads == 1 || even || rows >= 16 * threads * queries) return parallel_for(threads, rows, body);
     std::vector<int64_t> work(queries + 1);
     for (int64_t i = 0; i < queries; ++i)
-      work[i + 1] = work[i] + Row(*this, RowDims{0, 0, 0, i}).live() + r_.keys / 8 + 1;
+      work[i + 1] = work[i] + Row(*this, RowDims{{0, 0, 0, i}}).live() + r_.keys / 8 + 1;
     const int64_t matrices = rows / queries;
     const auto boundary = [&](int64_t thread) {
       const double target = double(matrices) * double(work[queries]) * double(thread) / threads;
@@ -160,18 +160,18 @@ class Rows {
 };
 
 inline Row::Row(const Rows& rows, int64_t row) : index(row) {
-  for (int d = 3; d >= 0; --d) coordinates[d] = row % rows.r_.dims[d], row /= rows.r_.dims[d];
+  for (int d = 3; d >= 0; --d) coordinates.d[d] = row % rows.r_.dims.d[d], row /= rows.r_.dims.d[d];
   find_live(rows);
 }
 
 inline Row::Row(const Rows& rows, const RowDims& where) : index(0), coordinates(where) {
-  for (int d = 0; d < 4; ++d) index = index * rows.r_.dims[d] + where[d];
+  for (int d = 0; d < 4; ++d) index = index * rows.r_.dims.d[d] + where.d[d];
   find_live(rows);
 }
 
 inline Row Row::next(const Rows& rows) const {
   RowDims where = coordinates;
-  for (int d = 3; d >= 0 && ++where[d] == rows.r_.dims[d] && d > 0; --d) where[d] = 0;
+  for (int d = 3; d >= 0 && ++where.d[d] == rows.r_.dims.d[d] && d > 0; --d) where.d[d] = 0;
   Row row = *this;
   row.coordinates = where;
   ++row.index;
@@ -181,8 +181,8 @@ inline Row Row::next(const Rows& rows) const {
 
 inline void Row::find_live(const Rows& rows) {
   const SoftmaxRows& r = rows.r_;
-  head = coordinates[2];
-  position = coordinates[3] + r.keys - r.dims[3];
+  head = coordinates.d[2];
+  position = coordinates.d[3] + r.keys - r.dims.d[3];
   first = r.left == kUnlimited ? 0 : std::max<int64_t>(0, position - r.left);
   last = r.right == kUnlimited ? r.keys : std::min(r.keys, position + r.right + 1);
   first = std::min(first, r.keys);

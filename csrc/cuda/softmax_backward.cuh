@@ -25,7 +25,8 @@ __device__ C term(const SoftmaxBackward& a, C g, C y, C sum) {
 
 // grad_z of E elements from key `col` on, in `g`.
 template <class C, int E>
-__device__ void finish_z(C (&g)[E], const C (&y)[E], const SoftmaxBackward& a, const SoftmaxRow& row, int64_t col, C d) {
+__device__ void finish_z(C (&g)[E], const C (&y)[E], const SoftmaxBackward& a, const SoftmaxRow& row, int64_t col,
+                         C d) {
 #pragma unroll
   for (int e = 0; e < E; ++e) {
     const C z = a.rows.log ? g[e] - exponential(y[e]) * d : y[e] * (g[e] - d);
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) softmax_backward(const Softmax
 
 // Every dtype, any address, stride and length: y and grad_out are read twice.
 template <class C, int E>
-__global__ void __launch_bounds__(kMaxThreads, 1) softmax_backward_any(const SoftmaxBackward a, const int64_t rows) {
+__global__ void __launch_bounds__(kAnyThreads, 1) softmax_backward_any(const SoftmaxBackward a, const int64_t rows) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool exists = index < rows;
   const SoftmaxRow row(a.rows, exists ? index : 0);
@@ -155,11 +156,12 @@ constexpr int kReduceRows = 16;
 // element stands for; with one key for all, the keys are shared out too.
 // Grid: (keys / kWarp or 1, mask rows).
 template <class C>
-__global__ void __launch_bounds__(kWarp* kReduceRows) softmax_reduce_mask(const SoftmaxBackward a, const int64_t rows) {
+__global__ void __launch_bounds__(kWarp *
+                                  kReduceRows) softmax_reduce_mask(const SoftmaxBackward a, const int64_t rows) {
   __shared__ C sums[kReduceRows][kWarp + 1];
   const int64_t keys = a.rows.keys, mask_row = blockIdx.y + int64_t(gridDim.y) * blockIdx.z;
   int64_t mask_rows = 1;
-  for (int d = 0; d < 4; ++d) mask_rows *= a.mask_dims[d];
+  for (int d = 0; d < 4; ++d) mask_rows *= a.mask_dims.d[d];
   if (mask_row >= mask_rows) return;
   const int64_t members = rows / mask_rows, first = int64_t(blockIdx.x) * kWarp + threadIdx.x;
   const C* grad_z = static_cast<const C*>(a.scratch);
@@ -167,10 +169,12 @@ __global__ void __launch_bounds__(kWarp* kReduceRows) softmax_reduce_mask(const 
   for (int64_t member = threadIdx.y; member < members; member += kReduceRows) {
     int64_t of_mask = mask_row, of_rows = member, row = 0, step = 1;
     for (int d = 3; d >= 0; --d) {
-      int64_t& index = a.mask_dims[d] == a.rows.dims[d] ? of_mask : of_rows;
-      row += index % a.rows.dims[d] * step;
-      index /= a.rows.dims[d];
-      step *= a.rows.dims[d];
+      const int64_t size = a.rows.dims.d[d];
+      const bool own = a.mask_dims.d[d] == size;
+      row += (own ? of_mask : of_rows) % size * step;
+      if (own) of_mask /= size;
+      else of_rows /= size;
+      step *= size;
     }
     if (a.mask_keys == keys) {
       if (first < keys) sum += grad_z[row * keys + first];
@@ -194,7 +198,7 @@ __global__ void __launch_bounds__(kWarp* kReduceRows) softmax_reduce_mask(const 
 // The sinks' gradient. Grid: heads.
 template <class C>
 __global__ void __launch_bounds__(kMaxThreads) softmax_reduce_sinks(const SoftmaxBackward a, const int64_t rows) {
-  const int64_t heads = a.rows.dims[2], queries = a.rows.dims[3];
+  const int64_t heads = a.rows.dims.d[2], queries = a.rows.dims.d[3];
   const C* shares = shares_of<C>(a, rows);
   RowSum<C, 1> row_sum(1);
   C sum[1] = {C(0)};

@@ -11,6 +11,7 @@
 
 namespace bigmodel::cuda {
 
+constexpr int kAnyThreads = 256;  // of a block that takes any dtype, whose many cases want more registers
 constexpr int kHeldBytes = 64;  // of a thread's elements in the arithmetic's type: 16 registers
 
 template <class T>
@@ -23,10 +24,10 @@ struct SoftmaxLayout {
   int lanes;  // threads of a row: a power of two up to a warp, or whole warps up to a block
   bool held;  // whether a block's registers hold a row
 
-  SoftmaxLayout(int64_t keys, int64_t elements, int64_t packs) {
+  SoftmaxLayout(int64_t keys, int64_t elements, int64_t packs, int64_t most = kMaxThreads) {
     const int64_t wanted = divide_up(divide_up(keys, elements), packs);
-    held = wanted <= kMaxThreads;
-    const int64_t threads = wanted <= kMaxThreads ? wanted : kMaxThreads;
+    held = wanted <= most;
+    const int64_t threads = wanted <= most ? wanted : most;
     lanes = 1;
     while (lanes < threads && lanes < kWarp) lanes *= 2;
     if (threads > kWarp) lanes = int(divide_up(threads, kWarp) * kWarp);
@@ -56,8 +57,7 @@ __device__ C row_largest(C value) {
     if (lane == 0) of_warp[first + threadIdx.x / kWarp] = value;
     __syncthreads();
     value = lane < warps ? of_warp[first + lane] : minus_infinity<C>();
-    for (int offset = kWarp / 2; offset > 0; offset /= 2)
-      value = largest(value, __shfl_xor_sync(~0u, value, offset));
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) value = largest(value, __shfl_xor_sync(~0u, value, offset));
   }
   return value;
 }
@@ -73,7 +73,7 @@ struct SoftmaxRow {
       uint32_t rest = uint32_t(row);
 #pragma unroll
       for (int d = 3; d >= 1; --d) {
-        const uint32_t size = uint32_t(min(r.dims[d], int64_t(INT32_MAX)));
+        const uint32_t size = uint32_t(min(r.dims.d[d], int64_t(INT32_MAX)));
         coordinate[d] = rest % size;
         rest /= size;
       }
@@ -81,17 +81,17 @@ struct SoftmaxRow {
     } else {
 #pragma unroll
       for (int d = 3; d >= 0; --d) {
-        coordinate[d] = row % r.dims[d];
-        row /= r.dims[d];
+        coordinate[d] = row % r.dims.d[d];
+        row /= r.dims.d[d];
       }
     }
-    position = coordinate[3] + r.keys - r.dims[3];
+    position = coordinate[3] + r.keys - r.dims.d[3];
     first = r.left == kUnlimited ? 0 : min(max(int64_t(0), position - r.left), r.keys);
     last = r.right == kUnlimited ? r.keys : max(first, min(r.keys, position + r.right + 1));
   }
   __device__ int64_t offset(const RowDims& strides) const {
-    return coordinate[0] * strides[0] + coordinate[1] * strides[1] + coordinate[2] * strides[2] +
-           coordinate[3] * strides[3];
+    return coordinate[0] * strides.d[0] + coordinate[1] * strides.d[1] + coordinate[2] * strides.d[2] +
+           coordinate[3] * strides.d[3];
   }
   __device__ bool live(int64_t key) const { return key >= first && key < last; }
 };

@@ -30,8 +30,6 @@
 // Arithmetic is float32, or float64 for float64 scores. Keys are contiguous in every matrix but the mask.
 #pragma once
 
-#include <array>
-
 #include "../op.h"
 
 namespace bigmodel {
@@ -40,13 +38,13 @@ constexpr int64_t kUnlimited = INT64_MAX;  // for left and right
 constexpr int kBool = -1;                  // for mask_dtype
 
 // (outer, more outer, heads, queries): the rows of a matrix are its elements in this order.
-using RowDims = std::array<int64_t, 4>;
+struct RowDims { int64_t d[4]; };
 
 struct SoftmaxRows {
   RowDims dims;
   int64_t keys;
   int64_t left, right;
-  const void* seed;  // one int64 in the device's memory; unread without dropout
+  const void* seed;                  // one int64 in the device's memory; unread without dropout
   double scale, softcap, dropout_p;  // softcap and dropout_p are 0 when not wanted
   bool log;
 };
@@ -69,14 +67,14 @@ struct SoftmaxForward {
 
 struct SoftmaxBackward {
   SoftmaxRows rows;
-  void* grad_scores;       // (rows, keys) scores_dtype
-  void* grad_mask;         // (mask_dims, keys or 1) float32 or float64; null when not wanted
-  void* grad_sinks;        // (heads) float32 or float64; null when not wanted
-  void* scratch;           // softmax_backward_scratch elements of float32 or float64
-  const void* grad_out;    // (rows, keys) out_dtype
-  const void* saved;       // (rows, keys) out_dtype: y, or with log `out`
-  const void* scores;      // (rows, keys) scores_dtype; null without softcap
-  const void* sink_probs;  // (rows) float32 or float64, or null
+  void* grad_scores;                         // (rows, keys) scores_dtype
+  void* grad_mask;                           // (mask_dims, keys or 1) float32 or float64; null when not wanted
+  void* grad_sinks;                          // (heads) float32 or float64; null when not wanted
+  void* scratch;                             // softmax_backward_scratch elements of float32 or float64
+  const void* grad_out;                      // (rows, keys) out_dtype
+  const void* saved;                         // (rows, keys) out_dtype: y, or with log `out`
+  const void* scores;                        // (rows, keys) scores_dtype; null without softcap
+  const void* sink_probs;                    // (rows) float32 or float64, or null
   RowDims grad_out_strides, scores_strides;  // grad_scores and saved lie row by row
   RowDims mask_dims;                         // 1 where the mask is broadcast, else the rows' own; of grad_mask only
   int64_t mask_keys;                         // 1 or keys

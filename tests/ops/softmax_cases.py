@@ -28,7 +28,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def plain(scores, *, scale=1.0, mask=None, causal=False, window=None, alibi_slopes=None, softcap=None, sinks=None,
-          kept=None, dropout_p=0.0, rounded=torch.float64):  # fmt: skip
+          kept=None, dropout_p=0.0, rounded=None):  # fmt: skip
     """The formula of attention_softmax, step by step in scores' dtype; `kept` says what dropout leaves."""
     queries, keys = scores.shape[-2:]
     position = torch.arange(queries, device=scores.device)[:, None] + keys - queries
@@ -57,7 +57,8 @@ def plain(scores, *, scale=1.0, mask=None, causal=False, window=None, alibi_slop
     else:  # a column that changes nothing, so that a row without live keys is not 0 / 0
         dead = ~live.any(-1, keepdim=True)
         z = torch.cat([z, torch.where(dead, 0.0, -torch.inf).to(z.dtype)], -1)
-    y = _Rounded.apply(z, rounded)[..., :-1]
+    y = torch.softmax(z, -1) if rounded is None else _Rounded.apply(z, rounded)
+    y = y[..., :-1]
     return y if kept is None else y * kept / (1 - dropout_p)
 
 
@@ -92,9 +93,8 @@ def compare(scores, *, mask=None, alibi_slopes=None, sinks=None, dropout_p=0.0, 
     wide = torch.float64 if scores.dtype is torch.float64 else torch.float32
     stock, stock_grads = formula(wide, out_dtype)
     own = leaves(scores, mask, sinks)
-    out = bigmodel.attention_softmax(
-        own[0], mask=own[1], sinks=own[2], alibi_slopes=alibi_slopes, dropout_p=dropout_p, out_dtype=out_dtype, **options
-    )
+    options.update(alibi_slopes=alibi_slopes, dropout_p=dropout_p)
+    out = bigmodel.attention_softmax(own[0], mask=own[1], sinks=own[2], out_dtype=out_dtype, **options)
     assert out.dtype is out_dtype and out.is_contiguous()
     out.backward(grad)
     assert_accurate(out, stock.to(out_dtype), exact, "out", dtype=coarsest)

@@ -122,7 +122,7 @@ def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_sha
     if wants_sinks:
         # The sink's own share is what the others leave; of a row without any it does not matter, since d is 0.
         share = -(1 - y.sum(-1, keepdim=True)) * d
-        grad_sinks = share.sum_to_size(share.shape[-3], 1, 1).flatten()
+        grad_sinks = share.sum([dim for dim in range(-share.dim(), 0) if dim != -3])
     return grad_scores.to(scores_dtype), grad_mask, grad_sinks
 
 

@@ -1,4 +1,4 @@
-"""Softmax, and the softmax of attention with all that lies between its matrix products. Formulas: csrc/ops/softmax.h."""
+"""Softmax, alone or with all that lies between the two products of attention. Formulas: csrc/ops/softmax.h."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_body, _softmax_reference
+from bigmodel.ops import _softmax_body, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -265,10 +265,14 @@ def _register_attention():
         results = backward_op(grad_out, y, scores, sink_probs, seed, *options, scores_dtype, mask_shape, wants_sinks)
         return results[0], None if mask_shape is None else results[1], results[2] if wants_sinks else None
 
-    backward_op = _registry.register("attention_softmax_backward", _BACKWARD_SCHEMA, backward, backward_fake)
+    backward_op = _registry.register(
+        "attention_softmax_backward", _BACKWARD_SCHEMA, backward, backward_fake,
+        sharding=_softmax_sharding.attention_backward,
+    )  # fmt: skip
     return _registry.register(
-        "attention_softmax_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context
-    )
+        "attention_softmax_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
+        sharding=_softmax_sharding.attention_forward,
+    )  # fmt: skip
 
 
 def _register_softmax():
@@ -294,11 +298,11 @@ def _register_softmax():
 
     backward_op = _registry.register(
         "softmax_backward", "(Tensor grad_out, Tensor out, bool log, ScalarType input_dtype) -> Tensor",
-        _plain_backward, backward_fake,
+        _plain_backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
     )  # fmt: skip
     return _registry.register(
         "softmax_forward", "(Tensor input, bool log, ScalarType out_dtype) -> Tensor",
-        forward, forward_fake, autograd_backward, setup_context,
+        forward, forward_fake, autograd_backward, setup_context, sharding=_softmax_sharding.softmax_forward,
     )  # fmt: skip
 
 
@@ -386,15 +390,15 @@ def _seed(scores: Tensor, dropout_p: float) -> Tensor | None:
 
 def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     dim = _check_dim(op, input, dim, dtype)
+    if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
+        return (torch.log_softmax if log else torch.softmax)(input, dim, dtype)
     if dtype is None:
         dtype = _registry.autocast_dtype(input)
-    elif dtype.itemsize < input.dtype.itemsize or {dtype, input.dtype} == {torch.float16, torch.bfloat16}:
-        input = input.to(dtype)  # wider, the kernels' own loads do it
-    if input.dim() == 0:
-        return _last_dim(input.unsqueeze(0), log, dtype).squeeze(0)
+    elif dtype is not torch.float32 or input.dtype is torch.float64:  # else the kernel's own load is the conversion
+        input = input.to(dtype)
     if dim == input.dim() - 1:
         return _last_dim(input, log, dtype)
-    return _last_dim(input.transpose(dim, -1), log, dtype).transpose(dim, -1).contiguous()
+    return _last_dim(input.flatten(dim), log, dtype).view(input.shape)
 
 
 def _last_dim(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
@@ -412,12 +416,13 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
 
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
-        dim: the dimension to sum over.
+        dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
+            apart, and torch's own kernel for columns runs.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
     Returns:
-        A contiguous tensor of input's shape. As in torch, a row of -inf alone gives NaN; attention_softmax gives zeros.
+        A tensor of input's shape. As in torch, a row of -inf alone gives NaN; attention_softmax gives zeros.
 
     Raises:
         TypeError: an argument of another type or dtype.
