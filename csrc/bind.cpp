@@ -1,9 +1,10 @@
-// Fills _C.cpu and, when CUDA is built, _C.cuda with the same names; with bind.h, all that knows Python.
-#include "bind.h"
-
+// Fills _C.cpu and, when CUDA is built, _C.cuda with the same names; with bind*.h, all that knows Python.
 #include <pybind11/stl.h>
 
+#include "bind_norm.h"
+#include "bind_softmax.h"
 #include "bind_tensors.h"
+#include "bind_updates.h"
 #include "cpu/isa.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"
@@ -20,6 +21,7 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
   });
+  BIGMODEL_BIND_SOFTMAX(cpu, cpu);
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);
@@ -33,6 +35,7 @@ PYBIND11_MODULE(_C, m) {
   py::module_ cuda = m.def_submodule("cuda");
   BIGMODEL_BIND_NORM(cuda, cuda);
   BIGMODEL_BIND_UPDATES(cuda, cuda);
+  BIGMODEL_BIND_SOFTMAX(cuda, cuda);
   cuda.def("runtime_version", &cuda::runtime_version);
   cuda.def("driver_version", &cuda::driver_version);
   cuda.def("device_count", &cuda::device_count);

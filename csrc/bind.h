@@ -1,16 +1,10 @@
-// How an op's row crosses the Python border, for whichever module binds it (_C, or one that tests build).
+// How rows cross the Python border, for whichever module binds them (_C, or one that tests build): bind_<rows>.h.
 // Pointers and streams arrive as integers (0 is null), dtypes as codes of op.h; the GIL is released around every call.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include "op.h"
-#include "ops/adagrad.h"
-#include "ops/adam.h"
-#include "ops/ema.h"
-#include "ops/grad_norm.h"
-#include "ops/norm.h"
-#include "ops/sgd.h"
 
 namespace bigmodel::bind {
 
@@ -20,145 +14,5 @@ template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
-
-template <void (*kernel)(const NormForward&, Exec)>
-void norm_forward(Address out, Address summed, Address mean, Address rstd, Address input, Address residual,
-                  Address weight, Address bias, int64_t rows, int64_t cols, int64_t input_stride,
-                  int64_t residual_stride, int out_dtype, int summed_dtype, int input_dtype, int residual_dtype,
-                  int weight_dtype, double eps, double weight_offset, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({pointer(out), pointer(summed), pointer(mean), pointer(rstd), pointer(input), pointer(residual),
-          pointer(weight), pointer(bias), rows, cols, input_stride, residual_stride, DType(out_dtype),
-          DType(summed_dtype), DType(input_dtype), DType(residual_dtype), DType(weight_dtype), eps, weight_offset},
-         {index, pointer(stream)});
-}
-
-template <void (*kernel)(const NormBackward&, Exec)>
-void norm_backward(Address grad_x, Address grad_cast, Address grad_weight, Address grad_bias, Address partials,
-                   Address grad_out, Address grad_summed, Address saved, Address mean, Address rstd, Address weight,
-                   Address bias, int64_t rows, int64_t cols, int64_t grad_out_stride, int64_t grad_summed_stride,
-                   int64_t saved_stride, int x_dtype, int cast_dtype, int out_dtype, int weight_dtype,
-                   double weight_offset, bool from_output, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({pointer(grad_x),
-          pointer(grad_cast),
-          pointer(grad_weight),
-          pointer(grad_bias),
-          pointer(partials),
-          pointer(grad_out),
-          pointer(grad_summed),
-          pointer(saved),
-          pointer(mean),
-          pointer(rstd),
-          pointer(weight),
-          pointer(bias),
-          rows,
-          cols,
-          grad_out_stride,
-          grad_summed_stride,
-          saved_stride,
-          DType(x_dtype),
-          DType(cast_dtype),
-          DType(out_dtype),
-          DType(weight_dtype),
-          weight_offset,
-          from_output},
-         {index, pointer(stream)});
-}
-
-template <int64_t (*blocks)(int64_t, int64_t, Exec)>
-int64_t norm_backward_blocks(int64_t rows, int64_t cols, int index) {
-  return blocks(rows, cols, {index, nullptr});
-}
-
-#define BIGMODEL_BIND_NORM(module, device)                                                                  \
-  module.def("layer_norm_forward", &bigmodel::bind::norm_forward<bigmodel::device::layer_norm_forward>);    \
-  module.def("rms_norm_forward", &bigmodel::bind::norm_forward<bigmodel::device::rms_norm_forward>);        \
-  module.def("layer_norm_backward", &bigmodel::bind::norm_backward<bigmodel::device::layer_norm_backward>); \
-  module.def("rms_norm_backward", &bigmodel::bind::norm_backward<bigmodel::device::rms_norm_backward>);     \
-  module.def("norm_backward_blocks", &bigmodel::bind::norm_backward_blocks<bigmodel::device::norm_backward_blocks>)
-
-inline Table table(Address values, int64_t rows) { return {pointer<const int64_t>(values), rows}; }
-
-inline GradControl control(Address factor, Address grad_scale, Address found_inf, bool maximize) {
-  return {pointer<const float>(factor), pointer<const float>(grad_scale), pointer<const float>(found_inf), maximize};
-}
-
-inline Rate rate(double value, Address address, int dtype) { return {value, pointer(address), DType(dtype)}; }
-
-template <void (*kernel)(const Adam&, Exec)>
-void adam(Address values, int64_t rows, Address factor, Address grad_scale, Address found_inf, bool maximize, double lr,
-          Address lr_address, int lr_dtype, double beta1, double beta2, double eps, double weight_decay,
-          double ema_decay, bool decoupled, bool stochastic, uint64_t seed, Address scratch, int index,
-          Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({table(values, rows), control(factor, grad_scale, found_inf, maximize), rate(lr, lr_address, lr_dtype), beta1,
-          beta2, eps, weight_decay, ema_decay, decoupled, stochastic, seed, pointer(scratch)},
-         {index, pointer(stream)});
-}
-
-template <void (*kernel)(const Sgd&, Exec)>
-void sgd(Address values, int64_t rows, Address factor, Address grad_scale, Address found_inf, bool maximize, double lr,
-         Address lr_address, int lr_dtype, double momentum, double dampening, double weight_decay, bool nesterov,
-         Address scratch, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({table(values, rows), control(factor, grad_scale, found_inf, maximize), rate(lr, lr_address, lr_dtype),
-          momentum, dampening, weight_decay, nesterov, pointer(scratch)},
-         {index, pointer(stream)});
-}
-
-template <void (*kernel)(const Adagrad&, Exec)>
-void adagrad(Address values, int64_t rows, Address factor, Address grad_scale, Address found_inf, bool maximize,
-             double lr, Address lr_address, int lr_dtype, double lr_decay, double weight_decay, double eps,
-             Address scratch, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({table(values, rows), control(factor, grad_scale, found_inf, maximize), rate(lr, lr_address, lr_dtype),
-          lr_decay, weight_decay, eps, pointer(scratch)},
-         {index, pointer(stream)});
-}
-
-template <void (*kernel)(const Ema&, Exec)>
-void ema(Address values, int64_t rows, double decay, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({table(values, rows), decay}, {index, pointer(stream)});
-}
-
-template <void (*kernel)(const GradTotal&, Exec)>
-void grad_total(Address total, Address partials, Address values, int64_t rows, int power, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({pointer<double>(total), pointer<double>(partials), table(values, rows), power}, {index, pointer(stream)});
-}
-
-template <void (*kernel)(const GradClip&, Exec)>
-void grad_clip(Address norm, Address factor, Address skip, Address skipped, Address total, Address grad_scale,
-               Address found_inf, int norm_dtype, int power, double max_norm, bool skip_nonfinite, int index,
-               Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({pointer(norm), pointer<float>(factor), pointer<float>(skip), pointer<float>(skipped),
-          pointer<const double>(total), pointer<const float>(grad_scale), pointer<const float>(found_inf),
-          DType(norm_dtype), power, max_norm, skip_nonfinite},
-         {index, pointer(stream)});
-}
-
-template <void (*kernel)(const GradScale&, Exec)>
-void grad_scale(Address values, int64_t rows, Address factor, int index, Address stream) {
-  pybind11::gil_scoped_release release;
-  kernel({table(values, rows), pointer<const float>(factor)}, {index, pointer(stream)});
-}
-
-template <int64_t (*partials)(const Table&)>
-int64_t grad_total_partials(Address values, int64_t rows) {
-  return partials(table(values, rows));
-}
-
-#define BIGMODEL_BIND_UPDATES(module, device)                                          \
-  module.def("adam", &bigmodel::bind::adam<bigmodel::device::adam>);                   \
-  module.def("sgd", &bigmodel::bind::sgd<bigmodel::device::sgd>);                      \
-  module.def("adagrad", &bigmodel::bind::adagrad<bigmodel::device::adagrad>);          \
-  module.def("ema", &bigmodel::bind::ema<bigmodel::device::ema>);                      \
-  module.def("grad_total", &bigmodel::bind::grad_total<bigmodel::device::grad_total>); \
-  module.def("grad_clip", &bigmodel::bind::grad_clip<bigmodel::device::grad_clip>);    \
-  module.def("grad_scale", &bigmodel::bind::grad_scale<bigmodel::device::grad_scale>); \
-  module.def("grad_total_partials", &bigmodel::bind::grad_total_partials<bigmodel::device::grad_total_partials>)
 
 }  // namespace bigmodel::bind

@@ -78,6 +78,31 @@ def dtensor(rank):
             assert results[1][0].placements == (Shard(dim),), "rows must not be gathered"
 
 
+def dtensor_softmax(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    scores, mask, sinks = torch.randn(4, 2, 6, 8), torch.randn(2, 6, 8), torch.randn(2)
+    for dim in range(4):  # queries and keys have to be gathered first
+        plain = [t.clone().requires_grad_() for t in (scores, sinks)]
+        spread = [
+            distribute_tensor(scores, mesh, [Shard(dim)]).requires_grad_(),
+            distribute_tensor(sinks, mesh, [Replicate()]).requires_grad_(),
+        ]
+        results = []
+        for (s, k), m in ((plain, mask), (spread, distribute_tensor(mask, mesh, [Replicate()]))):
+            out = bigmodel.attention_softmax(s, mask=m, sinks=k, causal=True, softcap=3.0)
+            again = bigmodel.log_softmax(out * 3)
+            again.square().sum().backward()
+            results.append((again, s.grad, k.grad))
+        for ours, whole in zip(results[1], results[0], strict=True):
+            assert_close(ours.full_tensor(), whole)
+        if dim < 2:
+            assert results[1][0].placements == (Shard(dim),), "batches and heads must not be gathered"
+
+
 def run(rank, case, store):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
@@ -92,7 +117,7 @@ without_cpu_streams = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(
-    "case", [ddp, pytest.param(fsdp2, marks=without_cpu_streams), dtensor], ids=lambda c: c.__name__
+    "case", [ddp, pytest.param(fsdp2, marks=without_cpu_streams), dtensor, dtensor_softmax], ids=lambda c: c.__name__
 )
 def test_two_processes(case, tmp_path):
     mp.spawn(run, (case, tmp_path / "store"), nprocs=2)

@@ -37,3 +37,23 @@ def test_rows_move_16_bytes_at_a_time(kernels, kernel, scalars, dtypes):
     assert {access.split(".")[0] for access in wide} == {"ld", "st"}
     for access, n in narrow.items():
         assert n <= scalars.get(access.split(".")[0], 0), f"{access} stands {n} times in {kernel}<{dtypes}>"
+
+
+@pytest.fixture(scope="module")
+def softmax_kernels():
+    nvcc = ptxas.find_nvcc()
+    if nvcc is None:
+        pytest.skip("nvcc is neither in CUDACXX, nor on PATH, nor installed from PyPI")
+    return {k.name: k for k in ptxas.kernels(ptxas.ROOT / "csrc" / "cuda" / "softmax.cu", "sm_90", nvcc)}
+
+
+def test_softmax_keeps_its_rows_in_registers(softmax_kernels):
+    leaking = [k.name for k in softmax_kernels.values() if k.stack_bytes or k.spill_bytes]
+    leaking += [k.name for k in softmax_kernels.values() for access in k.accesses if ".local" in access]
+    assert not leaking
+    for dtype in ("float", "double", "BFloat16", "Float16"):
+        for name in ("softmax_forward", "softmax_backward"):
+            kernel = softmax_kernels[f"cuda::{name}<{dtype}>"]
+            assert kernel.registers <= 128, "a block of 512 threads has to fit"
+            wide = {access.split(".")[0] for access in kernel.accesses if ".v4." in access or ".v2." in access}
+            assert wide == {"ld", "st"}

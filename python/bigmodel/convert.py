@@ -1,4 +1,4 @@
-"""Puts the fused norms into a model that exists, and takes them out again.
+"""Puts the fused norms and the fused attention into a model that exists, and takes them out again.
 
 `convert` gives each recognised norm a new class and changes nothing else: the module object stays, and with it its
 parameters, hooks, flags, name, sharing and place in wrappers such as DDP. The new class is made at run time and
@@ -7,7 +7,8 @@ look at it (transformers initialises by `"RMSNorm" in type(module).__name__`), a
 argument keeps its name. `revert` assigns the old class again. The alternatives lose something: a new module loses
 hooks and identity, and a `forward` on the instance is copied by `copy.deepcopy` still bound to the old module.
 
-What is a norm is decided in `_probe`, by running a copy of its class.
+What is a norm is decided in `_probe`, by running a copy of its class. Attention is transformers' own to exchange:
+`_transformers` registers a function with it and sets the configs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import Module, Parameter
 
-from bigmodel import _check, ops
+from bigmodel import _check, _transformers, ops
 from bigmodel._native import DTYPE_CODES
 from bigmodel._probe import NotRecognised, Recogniser, Rule, is_eps, normalized_shape
 
@@ -48,7 +49,7 @@ class ConvertReport:
     """What `convert` or `revert` did: one entry per module, under the first of its names in the model.
 
     replaced: (name, cls, what), `what` being the op and its options, or for `revert` what came back.
-    left: (name, cls, reason) of every module that looks like a norm and was not touched.
+    left: (name, cls, reason) of every module that looks like a norm, or has attention, and was not touched.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -197,9 +198,13 @@ def _class_name(module: Module) -> str:
     return getattr(module, "original_name", type(module).__name__)  # original_name: of a ScriptModule
 
 
+def _is_ours(module: Module) -> bool:
+    return any(cls.__module__.partition(".")[0] == "bigmodel" for cls in type(module).__mro__)
+
+
 def _recognise(module: Module, recogniser: Recogniser) -> Rule:
     """The rule that replaces this module. Raises NotRecognised with the reason why it must stay."""
-    if any(cls.__module__.partition(".")[0] == "bigmodel" for cls in type(module).__mro__):
+    if _is_ours(module):
         raise NotRecognised("it is fused already")
     if hasattr(module, "_hf_hook"):
         raise NotRecognised("accelerate moves its input or parameters (offloading)")
@@ -238,6 +243,50 @@ def _check_parameter(name: str, parameter: Parameter) -> None:
         raise NotRecognised(str(error)) from None
 
 
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def _convert_attention(model: Module, report: ConvertReport) -> None:
+    found = []
+    configs = set()  # a model and its head share one, and one line of the report
+    for name, module, sealed in list(_walk(model, "", "", set())):
+        if _transformers.is_model(module) and id(module.config) not in configs:
+            configs.add(id(module.config))
+            found.append((name, module, sealed, _transformers.implementation(module)))
+        elif isinstance(module, torch.nn.MultiheadAttention) and not _is_ours(module):
+            reason = "it is torch's own: build the model with bigmodel.nn.MultiheadAttention, which has its state_dict"
+            report.left.append(Left(name, _class_name(module), reason))
+    for name, module, sealed, before in found:
+        if not sealed and before != _transformers.NAME and _transformers.attend(module):
+            report.replaced.append(Replaced(name, _class_name(module), f"attention, was {before}"))
+            continue
+        reason = "it does not take its attention from transformers' AttentionInterface"
+        if sealed or before == _transformers.NAME:
+            reason = sealed or "its attention is fused already"
+        report.left.append(Left(name, _class_name(module), reason))
+    if not found and not report.left:
+        report.left.append(
+            Left("", _class_name(model), "it holds no model of transformers, and no attention of torch's")
+        )
+
+
+def _revert_attention(model: Module, report: ConvertReport) -> None:
+    configs = set()
+    for name, module in model.named_modules():
+        before = _transformers.recorded(module)
+        if before is None:
+            continue
+        now = _transformers.implementation(module)
+        _transformers.revert(module)
+        if id(module.config) in configs:
+            continue
+        configs.add(id(module.config))
+        if now == _transformers.NAME:
+            report.replaced.append(Replaced(name, _class_name(module), f"its attention, {before}"))
+        else:
+            report.left.append(Left(name, _class_name(module), f"its attention was set to {now} after convert"))
+
+
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
@@ -246,23 +295,32 @@ def _check_model(function: str, model: Any) -> None:
         raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}.")
 
 
-def convert(model: Module, *, norms: bool = True, verbose: bool = False) -> ConvertReport:
-    """Replaces, in place, every normalisation of a model by bigmodel's fused one.
+def convert(
+    model: Module, *, norms: bool = True, attention: bool = False, verbose: bool = False
+) -> ConvertReport:  # fmt: skip
+    """Replaces, in place, every normalisation of a model by bigmodel's fused one, and the attention of transformers'.
 
-    Replaced are torch.nn.LayerNorm and RMSNorm and every class that computes the same, with `weight` or `1 + weight`,
-    such as those of transformers (Llama, Mistral, Qwen, Gemma, T5): leaf modules with one weight, perhaps a bias, an
-    eps and one tensor argument, recognised by running a float32 copy of the class on the CPU. The parameters stay the
-    same objects, so an optimizer made before goes on; hooks, argument names, device, dtype, flags, state_dict,
+    Norms: replaced are torch.nn.LayerNorm and RMSNorm and every class that computes the same, with `weight` or
+    `1 + weight`, such as those of transformers (Llama, Mistral, Qwen, Gemma, T5): leaf modules with one weight, perhaps
+    a bias, an eps and one tensor argument, recognised by running a float32 copy of the class on the CPU. The parameters
+    stay the same objects, so an optimizer made before goes on; hooks, argument names, device, dtype, flags, state_dict,
     isinstance, pickling and copy.deepcopy hold. A converted module returns the dtype that the original returned for
     the dtypes of its input and weight, and differs by rounding only: sums run in another order, and one rounding at
     the end replaces those in between.
+
+    Attention: the models of transformers in it attend through `bigmodel.attention`, by transformers' own
+    set_attn_implementation("bigmodel"): soft-capping, sinks, masks, sliding windows, caches, grouped heads and
+    output_attentions as in their eager attention. Queries that may attend to nothing (padding on the left) get zeros,
+    where eager attention gives the mean of all values. The name stays registered, so that
+    from_pretrained(attn_implementation="bigmodel") works afterwards.
 
     Convert before torch.compile, torch.jit.script, parametrizing and accelerate's dispatch; before or after DDP and
     fully_shard. Calling it again changes nothing.
 
     Args:
         model: the module, changed in place; it may itself be a norm.
-        norms: False leaves the norms, and does nothing.
+        norms: False leaves the norms.
+        attention: True exchanges the attention too. torch.nn.MultiheadAttention is left, and listed.
         verbose: print the report.
 
     Returns:
@@ -271,6 +329,7 @@ def convert(model: Module, *, norms: bool = True, verbose: bool = False) -> Conv
     Raises:
         TypeError: model is not a torch.nn.Module.
         ValueError: model is compiled or scripted.
+        RuntimeError: attention is True and transformers is older than 5.
     """
     _check_model("convert", model)
     if sealed := _sealed(model):
@@ -291,17 +350,21 @@ def convert(model: Module, *, norms: bool = True, verbose: bool = False) -> Conv
             continue
         object.__setattr__(module, "__class__", fused)
         report.replaced.append(Replaced(name, _class_name(module), _what(rule)))
+    if attention:
+        _convert_attention(model, report)
     if verbose:
         print(report)
     return report
 
 
 def revert(model: Module) -> ConvertReport:
-    """Gives every module that `convert` changed its own class back; results are then those of before, bit for bit.
+    """Gives every module that `convert` changed its own class back, and models their attention.
+
+    Results are then those of before, bit for bit.
 
     Returns:
         A ConvertReport: what was restored, and what was left because another class has been derived from the fused
-        one since (parametrize and fully_shard do that).
+        one since (parametrize and fully_shard do that), or another attention set.
 
     Raises:
         TypeError: model is not a torch.nn.Module.
@@ -316,14 +379,15 @@ def revert(model: Module) -> ConvertReport:
             else:
                 reason = "parametrized or sharded after convert, which derived a class from the fused one"
                 report.left.append(Left(name, _class_name(module), reason))
+    _revert_attention(model, report)
     return report
 
 
 class _CallableModule(types.ModuleType):
     """`import bigmodel.convert` binds this module to the name of the function; so calling it must do the same."""
 
-    def __call__(self, model: Module, *, norms: bool = True, verbose: bool = False) -> ConvertReport:
-        return convert(model, norms=norms, verbose=verbose)
+    def __call__(self, model: Module, **options: bool) -> ConvertReport:
+        return convert(model, **options)
 
 
 sys.modules[__name__].__class__ = _CallableModule

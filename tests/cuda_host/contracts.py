@@ -10,8 +10,8 @@ import ctypes
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-_BYTES = (4, 2, 2, 8, 1)  # float32, bfloat16, float16, float64: DType in csrc/op.h; 8-bit codes: csrc/table.h
-_FLOAT32, _FLOAT64 = 0, 3
+_BYTES = (4, 2, 2, 8, 1)  # float32, bfloat16, float16, float64: DType in csrc/op.h; bytes, and 8-bit codes: csrc/table.h
+_FLOAT32, _FLOAT64, _BYTE = 0, 3, 4
 _QUANT_BLOCK = 256
 
 
@@ -155,6 +155,60 @@ def _grad_scale(table, rows, factor, index, stream) -> Iterator[Matrix]:
     yield from _scalars(factor, 0, 0)
 
 
+def _strided(name, role, address, sizes, strides, dtype) -> Matrix:
+    """A tensor of any strides: as rows at one distance where it is that, else as one row of all that it spans."""
+    while len(sizes) > 2 and (sizes[0] == 1 or sizes[1] == 1 or strides[0] == strides[1] * sizes[1]):
+        keep = 0 if sizes[1] == 1 else 1
+        sizes = (sizes[0] * sizes[1], *sizes[2:])
+        strides = (strides[keep], *strides[2:])
+    if len(sizes) == 2 and strides[1] == 1 and (strides[0] >= sizes[1] or sizes[0] == 1):
+        return Matrix(name, role, address, *sizes, dtype, strides[0] if sizes[0] > 1 else None)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return Matrix(name, "updated" if role == "output" else role, address, 1, span, dtype)
+
+
+def _softmax_forward(
+    out, probs, sink_probs, scores, mask, slopes, sinks, rows, out_strides, scores_strides, mask_strides,
+    mask_key_stride, out_dtype, scores_dtype, mask_dtype, empty_is_nan, index, stream,
+) -> Iterator[Matrix]:  # fmt: skip
+    dims, keys, _, _, seed, *_ = rows
+    count = dims[0] * dims[1] * dims[2] * dims[3]
+    compute = _FLOAT64 if scores_dtype == _FLOAT64 else _FLOAT32
+    sizes = (*dims, keys)
+    role = "updated" if out == scores else "output"
+    yield _strided("out", role, out, sizes, (*out_strides, 1), out_dtype)
+    yield Matrix("probs", "output", probs, count, keys, out_dtype)
+    yield Matrix("sink_probs", "output", sink_probs, 1, count, compute)
+    if out != scores:
+        yield _strided("scores", "input", scores, sizes, (*scores_strides, 1), scores_dtype)
+    held = [size if stride else 1 for size, stride in zip(sizes, (*mask_strides, mask_key_stride), strict=True)]
+    mask_strides = (*mask_strides, mask_key_stride)
+    yield _strided("mask", "input", mask, held, mask_strides, _BYTE if mask_dtype < 0 else mask_dtype)
+    yield Matrix("slopes", "input", slopes, 1, dims[2], compute)
+    yield Matrix("sinks", "input", sinks, 1, dims[2], compute)
+    yield Matrix("seed", "input", seed, 1, 1, _FLOAT64)
+
+
+def _softmax_backward(
+    grad_scores, grad_mask, grad_sinks, scratch, grad_out, saved, scores, sink_probs, rows, grad_out_strides,
+    scores_strides, mask_dims, mask_keys, out_dtype, scores_dtype, index, stream, *, scratch_size,
+) -> Iterator[Matrix]:  # fmt: skip
+    dims, keys, _, _, seed, *_ = rows
+    count = dims[0] * dims[1] * dims[2] * dims[3]
+    compute = _FLOAT64 if scores_dtype == _FLOAT64 else _FLOAT32
+    mask_rows = mask_dims[0] * mask_dims[1] * mask_dims[2] * mask_dims[3]
+    size = scratch_size(count, keys, grad_mask != 0, grad_sinks != 0, index)
+    yield Matrix("grad_scores", "output", grad_scores, count, keys, scores_dtype)
+    yield Matrix("grad_mask", "output", grad_mask, mask_rows, mask_keys, compute)
+    yield Matrix("grad_sinks", "output", grad_sinks, 1, dims[2], compute)
+    yield Matrix("scratch", "scratch", scratch, 1, size, compute)
+    yield _strided("grad_out", "input", grad_out, (*dims, keys), (*grad_out_strides, 1), out_dtype)
+    yield Matrix("saved", "input", saved, count, keys, out_dtype)
+    yield _strided("scores", "input", scores, (*dims, keys), (*scores_strides, 1), scores_dtype)
+    yield Matrix("sink_probs", "input", sink_probs, 1, count, compute)
+    yield Matrix("seed", "input", seed, 1, 1, _FLOAT64)
+
+
 def of(module) -> dict[str, Callable[..., Iterator[Matrix]]]:
     """The contracts of a module's functions by name; functions that touch no tensor have none."""
 
@@ -164,6 +218,9 @@ def of(module) -> dict[str, Callable[..., Iterator[Matrix]]]:
     def grad_total(*args):
         return _grad_total(*args, count=module.grad_total_partials)
 
+    def softmax_backward(*args):
+        return _softmax_backward(*args, scratch_size=module.softmax_backward_scratch)
+
     return {
         "adam": _adam,
         "sgd": _sgd,
@@ -172,6 +229,8 @@ def of(module) -> dict[str, Callable[..., Iterator[Matrix]]]:
         "grad_total": grad_total,
         "grad_clip": _grad_clip,
         "grad_scale": _grad_scale,
+        "softmax_forward": _softmax_forward,
+        "softmax_backward": softmax_backward,
         "layer_norm_forward": _norm_forward,
         "rms_norm_forward": _norm_forward,
         "layer_norm_backward": norm_backward,

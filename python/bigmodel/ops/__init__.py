@@ -6,17 +6,21 @@ from bigmodel.ops.ema import ema_
 from bigmodel.ops.grad_norm import grad_clip, grad_scale_, grad_total
 from bigmodel.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from bigmodel.ops.sgd import sgd_
+from bigmodel.ops.softmax import attention_softmax, log_softmax, softmax
 
 __all__ = [
     "adagrad_",
     "adam_",
     "add_layer_norm",
     "add_rms_norm",
+    "attention_softmax",
     "ema_",
     "grad_clip",
     "grad_scale_",
     "grad_total",
     "layer_norm",
+    "log_softmax",
     "rms_norm",
     "sgd_",
+    "softmax",
 ]

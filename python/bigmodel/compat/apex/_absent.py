@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 _ROOT = "bigmodel.compat.apex"
-_PROVIDED = "normalization, normalization.fused_layer_norm, contrib.layer_norm, optimizers and transformer.layers"
+_PROVIDED = (
+    "normalization, normalization.fused_layer_norm, contrib.layer_norm, optimizers, transformer.layers, "
+    "transformer.enums and transformer.functional.fused_softmax"
+)
 _INSTEAD = {
     "amp": "torch.amp",
     "fp16_utils": "torch.amp",

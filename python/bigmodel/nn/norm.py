@@ -1,4 +1,4 @@
-"""Modules over the ops: subclasses of torch.nn's own, so isinstance, state_dict, pickling and copying hold."""
+"""The normalisations: torch.nn.LayerNorm and RMSNorm through the fused ops."""
 
 from __future__ import annotations
 
