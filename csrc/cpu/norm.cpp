@@ -214,7 +214,7 @@ class Forward : Rows {
   Affine weight_, bias_;
 };
 
-// Columns whose partial sums one thread adds at once: few enough that 4096 columns occupy 16 threads.
+// Columns whose partial sums one thread adds at once: 4096 columns are work for 16 threads.
 constexpr int64_t kSlice = 256;
 
 // At least 8 rows in a block, so that its partial sums are a small part of the traffic, and at most 128 blocks.
@@ -357,16 +357,17 @@ class Backward : Rows {
 
   // Adds the blocks' partial sums in their order, in groups of 16 so that no sum is long, and converts once.
   void reduce() const {
-    if (!a_.grad_weight && !a_.grad_bias) return;
+    struct { void* grad; int which; } wanted[2];
+    int64_t kinds = 0;
+    if (a_.grad_weight) wanted[kinds++] = {a_.grad_weight, 0};
+    if (centred_ && a_.grad_bias) wanted[kinds++] = {a_.grad_bias, 1};
     Add add = convert_table().add[int(compute_)];
-    void* grads[] = {a_.grad_weight, centred_ ? a_.grad_bias : nullptr};
     int64_t slices = (cols + kSlice - 1) / kSlice;
-    parallel_for(useful_threads(threads, 2 * blocks_ * cols), 2 * slices, [&](int64_t first, int64_t last) {
+    parallel_for(useful_threads(threads, kinds * blocks_ * cols), kinds * slices, [&](int64_t first, int64_t last) {
       alignas(64) char sum[kSlice * sizeof(double)], part[kSlice * sizeof(double)];
       for (int64_t i = first; i < last; ++i) {
-        int which = int(i / slices);
+        auto [grad, which] = wanted[i / slices];
         int64_t begin = i % slices * kSlice, n = std::min(kSlice, cols - begin);
-        if (!grads[which]) continue;
         std::memset(sum, 0, sizeof sum);
         for (int64_t group = 0; group < blocks_; group += 16) {
           std::memset(part, 0, sizeof part);
@@ -374,7 +375,7 @@ class Backward : Rows {
             add(part, part, partial(block, which, begin), n);
           add(sum, sum, part, n);
         }
-        char* to = static_cast<char*>(grads[which]) + begin * size_of(a_.weight_dtype);
+        char* to = static_cast<char*>(grad) + begin * size_of(a_.weight_dtype);
         convert_table().convert[int(a_.weight_dtype)][int(compute_)](to, sum, n);
       }
     });

@@ -18,6 +18,7 @@ _HOMES = {
     "convert": "bigmodel.convert",
     "revert": "bigmodel.convert",
     "ConvertReport": "bigmodel.convert",
+    "release_memory": "bigmodel._memory",
 }
 _MODULES = ("compat", "nn", "ops", "optim")
 
