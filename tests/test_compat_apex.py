@@ -418,7 +418,7 @@ def test_compiles_without_graph_breaks(name):
     [
         (f"from {ROOT} import amp", ImportError, r"no 'amp' \(use torch.amp\)"),
         (f"import {ROOT}.amp", ImportError, r"no 'amp'"),
-        (f"from {ROOT}.optimizers import FusedAdam", ImportError, r"no 'optimizers' \(use torch.optim"),
+        (f"from {ROOT}.optimizers import FusedSGD", ImportError, r"no 'optimizers.FusedSGD' \(use bigmodel.optim.SGD"),
         (f"from {ROOT}.normalization import GroupNorm", ImportError, r"no 'normalization.GroupNorm'"),
         (f"from {ROOT}.contrib.xentropy import SoftmaxCrossEntropyLoss", ImportError, r"no 'contrib.xentropy'"),
         (f"import {ROOT} as apex; apex.amp.initialize", AttributeError, r"no 'amp' \(use torch.amp\)"),

@@ -68,7 +68,7 @@ class Control(NamedTuple):
     grad_scale: Tensor | None
     skip: Tensor | None
 
-    def on(self, device: torch.device) -> dict[str, Tensor | None]:
+    def on(self, device: torch.device) -> dict[str, Any]:
         moved = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in self]
         return dict(zip(("grad_factor", "grad_scale", "found_inf"), moved, strict=True))
 
@@ -204,14 +204,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _split(index: int, group: dict, params: list, grads: list, states: list) -> list[Batch]:
-        split: dict[Any, Batch] = {}
+        split: dict[Any, tuple[list, list, list, list]] = {}
         for param, grad, state in zip(params, grads, states, strict=True):
             key = (index, device_of(param), spread_of(param))
-            batch = split.setdefault(key, Batch(key, group, [], [], [], []))
             row = (param, local(param), local_gradient(param, grad), state)
-            for column, value in zip(batch[2:], row, strict=True):
-                column.append(value)  # type: ignore[union-attr]
-        return list(split.values())
+            for column, value in zip(split.setdefault(key, ([], [], [], [])), row, strict=True):
+                column.append(value)
+        return [Batch(key, group, *columns) for key, columns in split.items()]
 
     def _sparse_message(self) -> str:
         name = type(self).__name__
@@ -270,7 +269,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- what a subclass does -------------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         """One call of the op."""
         raise NotImplementedError
 
@@ -298,7 +297,6 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but saved states keep their dtypes.
 
@@ -314,10 +312,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         handle = self.register_load_state_dict_pre_hook(last_hook)
         self._saved = saved
         try:
-            super().load_state_dict(state_dict)
+            with torch.no_grad():
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
             del self._saved
+        missing = {
+            name
+            for group in self.param_groups
+            for param in group["params"]
+            if self.state.get(param)
+            for name in self._missing(param, self.state[param], group)
+        }
+        if missing:
+            warnings.warn(
+                f"{self._name()}: what is loaded has no {' and no '.join(sorted(missing))}; the settings ask for it, "
+                "and the next step starts it from the parameters.",
+                stacklevel=2,
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_saved" in self.__dict__:
@@ -345,19 +357,6 @@ class FusedOptimizer(torch.optim.Optimizer):
             for name in (*self.defaults, *self._extras):
                 if name in own:
                     group.setdefault(name, own[name])
-        missing = {
-            name
-            for group in groups
-            for param in group["params"]
-            if states.get(param)
-            for name in self._missing(param, states[param], group)
-        }
-        if missing:
-            warnings.warn(
-                f"{self._name()}: what is loaded has no {' and no '.join(sorted(missing))}; the settings ask for it, "
-                "and the next step starts it from the parameters.",
-                stacklevel=4,
-            )
         return {"state": states, "param_groups": groups}
 
     def _missing(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> list[str]:

@@ -129,7 +129,7 @@ def _requantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     codes = torch.nn.functional.pad(codes, (0, -codes.numel() % QUANT_BLOCK), value=zero_code(True))
     codes = codes.view(-1, QUANT_BLOCK)
     blocks = torch.nn.functional.pad(values, (0, -values.numel() % QUANT_BLOCK)).view(-1, QUANT_BLOCK)
-    open_ = (-blocks.amin(1) > blocks.amax(1)).nonzero().squeeze(1)
+    open_ = (-blocks.amin(1) >= blocks.amax(1)).nonzero().squeeze(1)
     quotient = -blocks[open_].amin(1) / -code[0]
     for scale in (quotient, quotient.nextafter(quotient * 2), quotient.nextafter(quotient / 2)):
         block = blocks[open_]
