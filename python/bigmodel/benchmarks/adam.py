@@ -82,7 +82,8 @@ def _peer(name: str, mode: str, params: list[Parameter]) -> Contender:
 
 def _stock(name: str, params: list[Parameter]) -> Contender:
     if name != "compile":
-        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **{name: True}).step, params)
+        flags: dict[str, Any] = {name: True}
+        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **flags).step, params)
     torch.compiler.reset()
     optimizer = torch.optim.AdamW(params, **OPTIONS, capturable=True)
     return _updates.step(torch.compile(optimizer.step, fullgraph=False), params)
@@ -125,8 +126,12 @@ def _touch(params: list[Parameter]) -> Contender:
     grads, steps = [p.grad for p in params], [torch.zeros(()) for _ in params]
     lists = ([p.detach() for p in params], grads, state(), state(), steps, (), (), (), (), ())
     table = build("touch", streams(*lists))
-    call = partial(_native.load().cpu.adam_touch, table.pointer, table.rows, torch.get_num_threads())
-    return _updates.step(call, params, [table, *lists])
+    kept = [tensor for tensors in lists for tensor in tensors]
+
+    def call():
+        _native.load().cpu.adam_touch(table.pointer, table.rows, torch.get_num_threads())
+
+    return _updates.step(call, params, kept)
 
 
 def _make(mode: str, values: list[Tensor], grads: list[Tensor], name: str) -> Contender:
