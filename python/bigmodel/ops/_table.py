@@ -128,7 +128,7 @@ def _check_scales(op: str, codes: Stream, scales: Stream) -> None:
 
 
 def _accepted(
-    op: str, stream: Stream, row: int, tensor: Tensor, like: Tensor, like_name: str, device: torch.device,
+    op: str, stream: Stream, row: int, tensor: Any, like: Tensor, like_name: str, device: torch.device,
     copies: list[Tensor],
 ) -> Tensor:  # fmt: skip
     """The tensor, or its copy in the first stream's order."""
