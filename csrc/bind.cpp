@@ -6,6 +6,7 @@
 #include "bind_tensors.h"
 #include "bind_updates.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #if BIGMODEL_WITH_CUDA
 #include "cuda/device.h"
 #endif
@@ -22,6 +23,8 @@ PYBIND11_MODULE(_C, m) {
     cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
   });
   BIGMODEL_BIND_SOFTMAX(cpu, cpu);
+  cpu.def("advise_huge_pages",
+          [](bind::Address address, int64_t bytes) { cpu::advise_huge_pages(bind::pointer(address), bytes); });
   cpu.def("isas_built", &cpu::isas_built);
   cpu.def("isas_usable", &cpu::isas_usable);
   cpu.def("isa_chosen", &cpu::isa_chosen);

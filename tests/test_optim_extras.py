@@ -1,4 +1,4 @@
-"""What a step of bigmodel.optim.AdamW does beside the update: clipping, skipping, unscaling, averages, copies, rounding."""
+"""What a step of bigmodel.optim does beside the update: clipping, unscaling, averages, copies, rounding, 8 bits."""
 
 from __future__ import annotations
 

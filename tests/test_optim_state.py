@@ -11,9 +11,9 @@ from optim_cases import LARGE, clones, gradient, parameters, same_state, same_va
 from torch import nn, optim
 from torch.testing import assert_close
 
+from bigmodel.ops.adam import dequantise, quantise
 from bigmodel.optim import SGD, Adagrad, Adam, AdamW
 from bigmodel.optim._state import _requantise
-from bigmodel.ops.adam import dequantise, quantise
 
 FORMATS = ["float32", "bfloat16", "8bit", "param"]
 PAIRS = {AdamW: optim.AdamW, Adam: optim.Adam, SGD: optim.SGD, Adagrad: optim.Adagrad}
@@ -326,10 +326,10 @@ def test_whatever_moves_after_the_first_step_is_seen_by_the_next(make, move):
 def test_gradients_that_replace_others_at_the_same_address_or_another():
     params, stock = parameters(), parameters()
     ours, theirs = AdamW(params, lr=0.1, max_grad_norm=0.5), optim.AdamW(stock, lr=0.1)
+    kept = []
     for step in range(4):
-        kept = [p.grad for p in params]  # noqa: F841, keeps addresses taken in odd steps
-        if step % 2:
-            kept = None
+        if step % 2:  # the old gradients stay where they are, so that the new ones get other addresses
+            kept += [p.grad for p in params]
         gradient(params, step)
         for p, q in zip(params, stock, strict=True):
             q.grad = p.grad.clone()
@@ -343,7 +343,8 @@ def test_gradients_that_replace_others_at_the_same_address_or_another():
 @pytest.mark.parametrize("cls", PAIRS, ids=lambda c: c.__name__)
 def test_gradients_in_another_order_of_memory(cls):
     """A channels_last weight with a contiguous gradient, and a transposed one; each step with new values."""
-    ours = [nn.Parameter(torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)), nn.Parameter(torch.randn(5, 6))]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((8, 4, 3, 3), (5, 6))]
+    ours[0].data = ours[0].data.to(memory_format=torch.channels_last)
     stock = clones(ours)
     first, second = cls(ours, lr=0.1), PAIRS[cls](stock, lr=0.1)
     for _ in range(3):

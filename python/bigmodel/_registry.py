@@ -79,6 +79,13 @@ def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
 
 
+def in_huge_pages(fresh: Tensor) -> Tensor:
+    """The tensor; on a CPU, if it is large, its memory comes in huge pages where it has not been touched yet."""
+    if fresh.nbytes >= _memory.LARGE and fresh.is_cpu:
+        _C.cpu.advise_huge_pages(fresh.data_ptr(), fresh.nbytes)
+    return fresh
+
+
 def requires_grad(tensors: Sequence[Tensor | None]) -> bool:
     for tensor in tensors:  # noqa: SIM110, a generator for any() takes twice the time
         if tensor is not None and tensor.requires_grad:

@@ -62,10 +62,11 @@ def test_whatever_moves_makes_a_new_table(described, name, whole):
 @pytest.mark.parametrize("change", ["dtype", "strides", "size"])
 def test_another_gradient_at_the_same_address(described, change):
     """What a freed gradient's memory may become: the address alone says nothing."""
-    memory = torch.randn(1600)
+    memory, beyond = torch.randn(1600), slice(20 if change == "size" else 1600, None)
     group, cache = Group(sizes=[(40, 40)]), TableCache()
     group.grads = [memory.view(40, 40)]
     group.step(cache=cache)
+    whole = group.params[0]
     if change == "dtype":
         group.grads = [memory.view(torch.bfloat16)[:1600].view(40, 40).nan_to_num_(0, 0, 0)]
     elif change == "strides":
@@ -74,10 +75,11 @@ def test_another_gradient_at_the_same_address(described, change):
         group.params, group.m, group.v = ([t[0][0][:20]] for t in (group.params, group.m, group.v))
         group.grads = [memory.view(40, 40)[0][:20]]
     assert group.grads[0].data_ptr() == memory.data_ptr()
-    other = group.copy()
+    other, before = group.copy(), whole.clone()
     group.step(cache=cache)
     other.step()
     assert_same_bits(group, other)
+    assert torch.equal(whole.flatten()[beyond], before.flatten()[beyond])
 
 
 def test_nothing_moved_keeps_the_table(described):

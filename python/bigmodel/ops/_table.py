@@ -68,7 +68,7 @@ class TableCache:
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
         key = _describe(tuple(stream.tensors for stream in streams))
-        if key is None or key != self._key:
+        if self._table is None or key is None or key != self._key:
             self._key = None
             self._table = build(op, streams)
             # A copy of a gradient holds the values of this call only.
@@ -91,7 +91,7 @@ def _describe(lists: tuple[Tensors, ...]) -> Any:
 
 def build(op: str, streams: Sequence[Stream]) -> Table:
     """Checks every tensor and lays the table out; TypeError or ValueError naming the op, the argument and the row."""
-    first = streams[0].tensors
+    first: Sequence[Any] = streams[0].tensors
     for stream in streams:
         if len(stream.tensors) != len(first) and not (stream.optional and not stream.tensors):
             raise ValueError(
@@ -128,7 +128,7 @@ def _check_scales(op: str, codes: Stream, scales: Stream) -> None:
 
 
 def _accepted(
-    op: str, stream: Stream, row: int, tensor: Tensor, like: Tensor, like_name: str, device: torch.device,
+    op: str, stream: Stream, row: int, tensor: Any, like: Tensor, like_name: str, device: torch.device,
     copies: list[Tensor],
 ) -> Tensor:  # fmt: skip
     """The tensor, or its copy in the first stream's order."""

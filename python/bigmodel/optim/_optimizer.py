@@ -68,7 +68,7 @@ class Control(NamedTuple):
     grad_scale: Tensor | None
     skip: Tensor | None
 
-    def on(self, device: torch.device) -> dict[str, Tensor | None]:
+    def on(self, device: torch.device) -> dict[str, Any]:
         moved = [None if scalar is None else scalar.to(device, non_blocking=True) for scalar in self]
         return dict(zip(("grad_factor", "grad_scale", "found_inf"), moved, strict=True))
 
@@ -204,14 +204,13 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _split(index: int, group: dict, params: list, grads: list, states: list) -> list[Batch]:
-        split: dict[Any, Batch] = {}
+        split: dict[Any, tuple[list, list, list, list]] = {}
         for param, grad, state in zip(params, grads, states, strict=True):
             key = (index, device_of(param), spread_of(param))
-            batch = split.setdefault(key, Batch(key, group, [], [], [], []))
             row = (param, local(param), local_gradient(param, grad), state)
-            for column, value in zip(batch[2:], row, strict=True):
-                column.append(value)  # type: ignore[union-attr]
-        return list(split.values())
+            for column, value in zip(split.setdefault(key, ([], [], [], [])), row, strict=True):
+                column.append(value)
+        return [Batch(key, group, *columns) for key, columns in split.items()]
 
     def _sparse_message(self) -> str:
         name = type(self).__name__
@@ -270,7 +269,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- what a subclass does -------------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         """One call of the op."""
         raise NotImplementedError
 

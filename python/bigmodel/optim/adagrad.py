@@ -45,7 +45,7 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         state["step"] = torch.as_tensor(step, dtype=torch.float32).to(local(param).device)
         _state.conform(state, "sum", param, _state.wide(param), group["initial_accumulator_value"])
 
-    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         rows, group = self._ready(batch), batch.group
         adagrad_(
             batch.params,

@@ -129,11 +129,11 @@ class _Adam(FusedOptimizer):
             if master is not None and (rows.versions is None or rows.versions[row] != versions[row]):
                 master.copy_(torch.where(master.to(param.dtype) == param, master, param))
 
-    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         rows, group, states = self._ready(batch), batch.group, batch.states
         get = group.get
         whole = batch.params is batch.owners  # no DTensors
-        lists = {}
+        lists: dict[str, Any] = {}
         for argument, name, used in (
             ("exp_avgs", "exp_avg", True),
             ("exp_avg_sqs", "exp_avg_sq", True),
@@ -235,11 +235,12 @@ class _Adam(FusedOptimizer):
     def _reshardable(state: Any) -> Any:
         if not isinstance(state, dict):
             return state
-        names = [f"{name}_scale" for name in _state.SIGNED if f"{name}_scale" in state and is_dtensor(state[name])]
-        if not names:
+        coded = [name for name in _state.SIGNED if f"{name}_scale" in state and is_dtensor(state[name])]
+        if not coded:
             return state
-        floats = {name: _state.decoded(state, name) for name in (scale.removesuffix("_scale") for scale in names)}
-        return {name: floats.get(name, value) for name, value in state.items() if name not in names}
+        floats = {name: _state.decoded(state, name) for name in coded}
+        scales = {f"{name}_scale" for name in coded}
+        return {name: floats.get(name, value) for name, value in state.items() if name not in scales}
 
 
 class Adam(_Adam, torch.optim.Adam):

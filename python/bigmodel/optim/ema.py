@@ -56,7 +56,7 @@ class EMA:
 
     def _parameters(self) -> list[tuple[Tensor, Tensor]]:
         """Every average with its parameter; new ones start here."""
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for name, param in self.model.named_parameters():
             if name not in self.averages and param.requires_grad:
                 self.averages[name] = _state.copy_of(param, _state.wide(param))

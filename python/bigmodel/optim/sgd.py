@@ -54,7 +54,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         if group["dampening"] != 0 and "started" not in state:
             state["started"] = torch.full((), float(began), device=local(param).device)
 
-    def _update(self, batch: Batch, control: dict[str, Tensor | None]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         rows, group = self._ready(batch), batch.group
         buffers, started = [], []
         if group["momentum"] != 0:

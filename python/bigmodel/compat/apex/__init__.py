@@ -5,6 +5,7 @@ What is mirrored, and where it differs: docs/compat-apex.md. Checked against NVI
 
 from bigmodel.compat.apex import contrib, normalization, optimizers, transformer
 from bigmodel.compat.apex._absent import attributes_of
+from bigmodel.compat.apex.optimizers import FusedAdam
 
-__all__ = ["contrib", "normalization", "optimizers", "transformer"]
+__all__ = ["FusedAdam", "contrib", "normalization", "optimizers", "transformer"]
 __getattr__ = attributes_of(__name__)
