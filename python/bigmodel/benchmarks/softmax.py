@@ -239,8 +239,8 @@ def goals(device: str) -> list[Goal]:
 
 def _cpu_goals() -> list[Goal]:
     result = []
-    for pages, limit in ((DEFAULT_PAGES, 5), (HUGE_PAGES, 3)):
-        for against, least in (("stock", limit), ("compile", 3)):
+    for pages, limit in ((DEFAULT_PAGES, 5.0), (HUGE_PAGES, 3.0)):
+        for against, least in (("stock", limit), ("compile", 3.0)):
             text = f"scale + mask + softmax, {BOTH}, against {against}, {pages}"
             result += [
                 Goal(text, pages, _case("cpu", op, BOTH, dtype, size).name, against, least)

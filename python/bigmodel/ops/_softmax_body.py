@@ -122,7 +122,7 @@ def backward(
         (0, 0, 0, 0) if scores is None else _strides(scores)[0], mask_dims[:-1], mask_dims[-1],
         DTYPE_CODES[saved.dtype], DTYPE_CODES[scores_dtype], index, stream,
     )  # fmt: skip
-    if grad_mask is not None and grad_mask.shape != torch.Size(mask_shape):
+    if grad_mask is not None and mask_shape is not None and grad_mask.shape != torch.Size(mask_shape):
         outer = shape[: len(shape) - _DIMS + 1]
         grad_mask = grad_mask.view(*outer, *summed[1:]).sum_to_size(mask_shape)
     return grad_scores, grad_mask, grad_sinks
