@@ -1,8 +1,8 @@
 """transformers' attention through `bigmodel.attention`, under the name "bigmodel" in its attention interface.
 
 transformers takes two things by that name: the function that attends, and the one that makes its mask. With the first
-alone it passes no mask at all, and every model attends to its future. The mask is the one for torch's
-scaled_dot_product_attention: bool, True takes part, and None where causality, or nothing, is all that there is to say.
+alone it passes no mask at all, and padding, windows and packed sequences are silently forgotten. The mask is the one
+for torch's scaled_dot_product_attention: bool, True takes part, and None where causality, or nothing, is all there is.
 """
 
 from __future__ import annotations

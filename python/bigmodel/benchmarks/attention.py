@@ -91,6 +91,7 @@ def _build_attention(name: str, kind: str, dtype: torch.dtype, length: int, devi
         return function(module, *transposed, mask, **options, **sinks)[0]
 
     def make(contender: str) -> Contender:
+        function: Callable[..., Tensor]
         if contender == OURS:
             windowed = layer.sliding_window is not None and layer.sliding_window <= length
             mask = live if kind == PADDED or windowed else None  # what transformers' mask function gives
