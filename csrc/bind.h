@@ -120,10 +120,47 @@ int64_t softmax_backward_scratch(int64_t rows, int64_t keys, bool wants_mask, bo
   return scratch(rows, keys, wants_mask, wants_sinks, {index, nullptr});
 }
 
-#define BIGMODEL_BIND_SOFTMAX(module, device)                                                            \
-  module.def("softmax_forward", &bigmodel::bind::softmax_forward<bigmodel::device::softmax_forward>);    \
-  module.def("softmax_backward", &bigmodel::bind::softmax_backward<bigmodel::device::softmax_backward>); \
-  module.def("softmax_backward_scratch",                                                                 \
+// Contiguous rows without any option, for which the conversions above would take longer than a small call's arithmetic.
+inline SoftmaxRows plain_rows(int64_t rows, int64_t cols, bool log) {
+  return {{{1, 1, 1, rows}}, cols, kUnlimited, kUnlimited, nullptr, 1, 0, 0, log};
+}
+
+template <void (*kernel)(const SoftmaxForward&, Exec)>
+void plain_softmax_forward(Address out, Address input, int64_t rows, int64_t cols, bool log, int out_dtype,
+                           int input_dtype, int index, Address stream) {
+  pybind11::gil_scoped_release release;
+  SoftmaxForward args{};
+  args.rows = plain_rows(rows, cols, log);
+  args.out = pointer(out);
+  args.scores = pointer(input);
+  args.out_strides = args.scores_strides = {{0, 0, 0, cols}};
+  args.out_dtype = DType(out_dtype);
+  args.scores_dtype = DType(input_dtype);
+  args.empty_is_nan = true;
+  kernel(args, {index, pointer(stream)});
+}
+
+template <void (*kernel)(const SoftmaxBackward&, Exec)>
+void plain_softmax_backward(Address grad, Address grad_out, Address out, int64_t rows, int64_t cols, bool log,
+                            int out_dtype, int input_dtype, int index, Address stream) {
+  pybind11::gil_scoped_release release;
+  SoftmaxBackward args{};
+  args.rows = plain_rows(rows, cols, log);
+  args.grad_scores = pointer(grad);
+  args.grad_out = pointer(grad_out);
+  args.saved = pointer(out);
+  args.grad_out_strides = {{0, 0, 0, cols}};
+  args.out_dtype = DType(out_dtype);
+  args.scores_dtype = DType(input_dtype);
+  kernel(args, {index, pointer(stream)});
+}
+
+#define BIGMODEL_BIND_SOFTMAX(module, device)                                                                      \
+  module.def("attention_softmax_forward", &bigmodel::bind::softmax_forward<bigmodel::device::softmax_forward>);    \
+  module.def("attention_softmax_backward", &bigmodel::bind::softmax_backward<bigmodel::device::softmax_backward>); \
+  module.def("softmax_forward", &bigmodel::bind::plain_softmax_forward<bigmodel::device::softmax_forward>);        \
+  module.def("softmax_backward", &bigmodel::bind::plain_softmax_backward<bigmodel::device::softmax_backward>);     \
+  module.def("softmax_backward_scratch",                                                                           \
              &bigmodel::bind::softmax_backward_scratch<bigmodel::device::softmax_backward_scratch>)
 
 }  // namespace bigmodel::bind

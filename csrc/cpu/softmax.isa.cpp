@@ -18,20 +18,29 @@ template <class T> struct Largest {
   Pack<T> part[2] = {splat(-kInfinity<T>), splat(-kInfinity<T>)};
   BIGMODEL_INLINE double value() const {
     Pack<T> both = greater(part[0], part[1]);
-    return greatest_lane<T>(greater<T>(both.lo, both.hi));
+    return greatest_lane<T>(greater(both.lo, both.hi));
   }
 };
 
-template <class S>
-double peak(const void* scores_, int64_t n, double scale_) {
+template <class S, bool scaled>
+double peak_of(const S* scores, int64_t n, Compute<S> scale_) {
   using T = Compute<S>;
-  auto* scores = static_cast<const S*>(scores_);
-  Pack<T> scale = splat(T(scale_));
+  Pack<T> scale = splat(scale_);
   Largest<T> largest;
   resweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int k) {
-    largest.part[k] = greater(keep_least(at, at.load(scores + i) * scale), largest.part[k]);
+    Pack<T> v = at.load(scores + i);
+    if constexpr (scaled) v *= scale;
+    largest.part[k] = greater(keep_least(at, v), largest.part[k]);
   });
   return largest.value();
+}
+
+// Rounding keeps the order: the largest product is that of the largest score, unless the scale turns the order round.
+template <class S>
+double peak(const void* scores_, int64_t n, double scale_) {
+  auto* scores = static_cast<const S*>(scores_);
+  const auto scale = Compute<S>(scale_);
+  return scale > 0 ? Compute<S>(peak_of<S, false>(scores, n, scale)) * scale : peak_of<S, true>(scores, n, scale);
 }
 
 template <class S, bool added>
@@ -68,8 +77,8 @@ double prepare(void* z, const SoftmaxScores& c) {
   return c.added ? prepare_of<S, true>(z, c) : prepare_of<S, false>(z, c);
 }
 
-template <class S>
-double exp_sum(void* e_, const void* scores_, int64_t n, double scale_, double peak_, Ahead ahead) {
+template <class S, bool fetching>
+double exp_sum_of(void* e_, const void* scores_, int64_t n, double scale_, double peak_, Ahead ahead) {
   using T = Compute<S>;
   auto* e = static_cast<T*>(e_);
   auto* scores = static_cast<const S*>(scores_);
@@ -78,7 +87,7 @@ double exp_sum(void* e_, const void* scores_, int64_t n, double scale_, double p
   pieces<T>(n, BIGMODEL_BODY(int64_t begin, int64_t count) {
     Accumulator<T> total;
     resweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
-      fetch_ahead<T>(ahead, begin + i);
+      if constexpr (fetching) fetch_ahead<T>(ahead, begin + i);
       Pack<T> v = exp(at.load(scores + begin + i) * scale - peak);
       at.store(e + begin + i, v);
       total.part[k] += at.keep(v);
@@ -86,6 +95,12 @@ double exp_sum(void* e_, const void* scores_, int64_t n, double scale_, double p
     sum += total.sum();
   });
   return sum;
+}
+
+template <class S>
+double exp_sum(void* e, const void* scores, int64_t n, double scale, double peak, Ahead ahead) {
+  return ahead.bytes ? exp_sum_of<S, true>(e, scores, n, scale, peak, ahead)
+                     : exp_sum_of<S, false>(e, scores, n, scale, peak, ahead);
 }
 
 // The factor is taken in two parts, so that it rounds no digit of the product away.
@@ -132,18 +147,27 @@ double grad_dot(const void* grad_out_, const void* y_, int64_t n) {
   return sum;
 }
 
-template <class S>
-void grad_apply(void* grad_, const void* grad_out_, const void* y_, int64_t n, double dot_, double scale_, Ahead ahead,
-                Ahead also) {
+template <class S, bool fetching>
+void grad_apply_of(void* grad_, const void* grad_out_, const void* y_, int64_t n, double dot_, double scale_,
+                   Ahead ahead, Ahead also) {
   using T = Compute<S>;
   auto* grad = static_cast<S*>(grad_);
   auto *grad_out = static_cast<const S*>(grad_out_), *y = static_cast<const S*>(y_);
   Pack<T> dot = splat(T(dot_)), scale = splat(T(scale_));
   resweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) {
-    fetch_ahead<T>(ahead, i);
-    fetch_ahead<T>(also, i);
+    if constexpr (fetching) {
+      fetch_ahead<T>(ahead, i);
+      fetch_ahead<T>(also, i);
+    }
     at.store(grad + i, at.load(y + i) * (at.load(grad_out + i) - dot) * scale);
   });
+}
+
+template <class S>
+void grad_apply(void* grad, const void* grad_out, const void* y, int64_t n, double dot, double scale, Ahead ahead,
+                Ahead also) {
+  ahead.bytes ? grad_apply_of<S, true>(grad, grad_out, y, n, dot, scale, ahead, also)
+              : grad_apply_of<S, false>(grad, grad_out, y, n, dot, scale, ahead, also);
 }
 
 template <class S>

@@ -76,9 +76,9 @@ class SoftmaxBackwardPass : Rows {
              const Row* next) const {
     const int64_t key = row.begin(part), n = row.size(part);
     const SoftmaxKernels& kernels = kernels_for(from.dtype);
-    void* grad = direct_ ? grad_scores(row, key) : buffers.extra;
+    void* grad = direct_ ? grad_scores(row, key) : buffers.grad;
     Ahead g{from.g, 0}, y{from.y, 0};
-    if (next) {
+    if (next && fetches) {
       g = {grad_out(*next, next->first), step_bytes(a_.out_dtype)};
       y = {saved(*next, next->first), step_bytes(a_.out_dtype)};
     }

@@ -65,7 +65,7 @@ class SoftmaxForwardPass : Rows {
 
   // What a sum of exp(z - from) becomes when `to` is taken off instead.
   static double moved(double sum, double from, double to) {
-    return from == -INFINITY ? sum : sum * std::exp(from - to);  // without a live score the sum is 0, or NaN
+    return from == -INFINITY || from == to ? sum : sum * std::exp(from - to);  // without a live score it is 0, or NaN
   }
 
   static Total join(Total left, Total right) {
@@ -116,7 +116,8 @@ class SoftmaxForwardPass : Rows {
     const int64_t key = row.begin(part), n = row.size(part);
     const char* scores = at(a_.scores, dtype_, row.offset(a_.scores_strides) + key);
     Ahead ahead{scores, 0};
-    if (next) ahead = {at(a_.scores, dtype_, next->offset(a_.scores_strides) + next->first), step_bytes(dtype_)};
+    if (next && fetches)
+      ahead = {at(a_.scores, dtype_, next->offset(a_.scores_strides) + next->first), step_bytes(dtype_)};
     const SoftmaxKernels& kernels = kernels_for(dtype_);
     if (!adjusts_) return {scores, dtype_, r_.scale, kernels.peak(scores, n, r_.scale), ahead};
     const void* added = a_.mask ? mask(row, key, n, buffers) : nullptr;

@@ -13,6 +13,9 @@
 namespace bigmodel::cpu {
 
 // A part of a row and its exponentials, 512 KiB in float32, stay in the second-level cache; a chunk in the first.
+// Matrices of at least this size are not in the second-level cache: the next row is asked for while this one is
+// computed.
+constexpr int64_t kFetchBytes = int64_t(1) << 20;
 constexpr int64_t kSoftmaxPart = 65536, kSoftmaxChunk = 2048;
 
 inline DType compute_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -74,7 +77,7 @@ class Rows {
  public:
   Rows(const SoftmaxRows& r, DType dtype, Exec exec)
       : r_(r), compute(compute_of(dtype)), rows(r.dims.d[0] * r.dims.d[1] * r.dims.d[2] * r.dims.d[3]),
-        threads(useful_threads(exec.index, rows * r.keys)) {
+        threads(useful_threads(exec.index, rows * r.keys)), fetches(rows * r.keys * size_of(dtype) >= kFetchBytes) {
     if (r.dropout_p > 0) {
       seed_ = *static_cast<const uint64_t*>(r.seed);
       threshold_ = uint32_t(std::min(double(UINT32_MAX), r.dropout_p * 0x1p32 + 0.5));
@@ -83,15 +86,15 @@ class Rows {
 
   // Scratch of one thread for parts of up to `n` keys, every array aligned to a cache line.
   struct Buffers {
-    void *z, *e, *added, *factors, *extra, *group, *gathered, *chunk;
+    void *z, *e, *added, *factors, *grad, *gathered, *chunk;
     const void* mask_from = nullptr;
     int64_t mask_size = 0;
     Buffers(const Rows& rows, int64_t n) {
       const int64_t array = ((n + kSlack) * size_of(rows.compute) + 63) / 64 * 64;
       const int64_t chunk_bytes = (kSoftmaxChunk + kSlack) * 8;
-      char* base = workspace(6 * array + 2 * chunk_bytes + 64);
+      char* base = workspace(5 * array + 2 * chunk_bytes + 64);
       base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
-      void** arrays[] = {&z, &e, &added, &factors, &extra, &group};
+      void** arrays[] = {&z, &e, &added, &factors, &grad};
       for (void** one : arrays) *one = base, base += array;
       gathered = base;
       chunk = base + chunk_bytes;
@@ -153,6 +156,7 @@ class Rows {
   const DType compute;
   const int64_t rows;
   const int threads;
+  const bool fetches;
 
  private:
   uint64_t seed_ = 0;

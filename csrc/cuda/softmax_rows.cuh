@@ -12,7 +12,7 @@
 namespace bigmodel::cuda {
 
 constexpr int kAnyThreads = 256;  // of a block that takes any dtype, whose many cases want more registers
-constexpr int kHeldBytes = 64;  // of a thread's elements in the arithmetic's type: 16 registers
+constexpr int kHeldBytes = 64;    // of a thread's elements in the arithmetic's type: 16 registers
 
 template <class T>
 constexpr int kElements = kPackBytes / int(sizeof(T));

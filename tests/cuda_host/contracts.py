@@ -80,7 +80,7 @@ def _strided(name, role, address, sizes, strides, dtype) -> Matrix:
     return Matrix(name, "updated" if role == "output" else role, address, 1, span, dtype)
 
 
-def _softmax_forward(
+def _attention_softmax_forward(
     out, probs, sink_probs, scores, mask, slopes, sinks, rows, out_strides, scores_strides, mask_strides,
     mask_key_stride, out_dtype, scores_dtype, mask_dtype, empty_is_nan, index, stream,
 ) -> Iterator[Matrix]:  # fmt: skip
@@ -102,7 +102,7 @@ def _softmax_forward(
     yield Matrix("seed", "input", seed, 1, 1, _FLOAT64)
 
 
-def _softmax_backward(
+def _attention_softmax_backward(
     grad_scores, grad_mask, grad_sinks, scratch, grad_out, saved, scores, sink_probs, rows, grad_out_strides,
     scores_strides, mask_dims, mask_keys, out_dtype, scores_dtype, index, stream, *, scratch_size,
 ) -> Iterator[Matrix]:  # fmt: skip
@@ -122,18 +122,33 @@ def _softmax_backward(
     yield Matrix("seed", "input", seed, 1, 1, _FLOAT64)
 
 
+def _softmax_forward(out, input, rows, cols, log, out_dtype, input_dtype, index, stream) -> Iterator[Matrix]:
+    yield Matrix("out", "output", out, rows, cols, out_dtype)
+    yield Matrix("input", "input", input, rows, cols, input_dtype)
+
+
+def _softmax_backward(
+    grad, grad_out, out, rows, cols, log, out_dtype, input_dtype, index, stream
+) -> Iterator[Matrix]:  # fmt: skip
+    yield Matrix("grad", "output", grad, rows, cols, input_dtype)
+    yield Matrix("grad_out", "input", grad_out, rows, cols, out_dtype)
+    yield Matrix("out", "input", out, rows, cols, out_dtype)
+
+
 def of(module) -> dict[str, Callable[..., Iterator[Matrix]]]:
     """The contracts of a module's functions by name; functions that touch no tensor have none."""
 
     def norm_backward(*args):
         return _norm_backward(*args, blocks=module.norm_backward_blocks)
 
-    def softmax_backward(*args):
-        return _softmax_backward(*args, scratch_size=module.softmax_backward_scratch)
+    def attention_softmax_backward(*args):
+        return _attention_softmax_backward(*args, scratch_size=module.softmax_backward_scratch)
 
     return {
+        "attention_softmax_forward": _attention_softmax_forward,
+        "attention_softmax_backward": attention_softmax_backward,
         "softmax_forward": _softmax_forward,
-        "softmax_backward": softmax_backward,
+        "softmax_backward": _softmax_backward,
         "layer_norm_forward": _norm_forward,
         "rms_norm_forward": _norm_forward,
         "layer_norm_backward": norm_backward,

@@ -73,7 +73,11 @@ def native_calls(monkeypatch):
 
         return call
 
-    for function, where in (("softmax_forward", (0, 3)), ("softmax_backward", (0, 4, 5))):
+    addresses = {
+        "attention_softmax_forward": (0, 3), "attention_softmax_backward": (0, 4, 5),
+        "softmax_forward": (0, 1), "softmax_backward": (0, 1, 2),
+    }  # fmt: skip
+    for function, where in addresses.items():
         monkeypatch.setattr(table, function, watched(function, getattr(table, function), where))
     return calls
 

@@ -164,7 +164,7 @@ def _forward_kernel(op: str, scores: Tensor, live: Tensor | None) -> Contender:
     mask_strides = (0, mask.stride(0), 0, 0) if mask is not None else (0, 0, 0, 0)
     code = DTYPE_CODES[scores.dtype]
     launch = partial(
-        _registry.native(scores).softmax_forward,
+        _registry.native(scores).attention_softmax_forward,
         *map(_registry.pointer, (out, None, None, scores, mask, None, None)),
         *(_rows(op, scores), _strides(out), _strides(scores), mask_strides, 1, code, code, -1, False),
     )
@@ -175,7 +175,7 @@ def _backward_kernel(op: str, y: Tensor, grad: Tensor) -> Contender:
     out = torch.zeros_like(y)
     code, none = DTYPE_CODES[y.dtype], (0, 0, 0, 0)
     launch = partial(
-        _registry.native(y).softmax_backward,
+        _registry.native(y).attention_softmax_backward,
         *map(_registry.pointer, (out, None, None, None, grad, y, None, None)),
         *(_rows(op, y), _strides(grad), none, (1, 1, 1, 1), 1, code, code),
     )
@@ -239,8 +239,8 @@ def goals(device: str) -> list[Goal]:
 
 def _cpu_goals() -> list[Goal]:
     result = []
-    for pages, limit in ((DEFAULT_PAGES, 5), (HUGE_PAGES, 3)):
-        for against, least in (("stock", limit), ("compile", 3)):
+    for pages, limit in ((DEFAULT_PAGES, 5.0), (HUGE_PAGES, 3.0)):
+        for against, least in (("stock", limit), ("compile", 3.0)):
             text = f"scale + mask + softmax, {BOTH}, against {against}, {pages}"
             result += [
                 Goal(text, pages, _case("cpu", op, BOTH, dtype, size).name, against, least)

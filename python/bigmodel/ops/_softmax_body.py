@@ -80,7 +80,7 @@ def forward(
         mask_code = 0 if mask is None else _BOOL if mask.dtype is torch.bool else DTYPE_CODES[mask.dtype]
         slopes, sinks = _per_head(slopes, compute), _per_head(sinks, compute)
         index, stream = _registry.place(scores)
-        _registry.native(scores).softmax_forward(
+        _registry.native(scores).attention_softmax_forward(
             *map(_registry.pointer, (target, probs, sink_probs, source, mask, slopes, sinks)),
             _rows(source.shape, seed, options, log), _strides(target)[0], _strides(source)[0],
             mask_strides, mask_key_stride, DTYPE_CODES[out_dtype], DTYPE_CODES[scores.dtype], mask_code,
@@ -95,7 +95,6 @@ def forward(
 def backward(
     grad_out: Tensor, saved: Tensor, scores: Tensor | None, sink_probs: Tensor | None, seed: Tensor | None,
     options: Options, scores_dtype: torch.dtype, mask_shape: Sequence[int] | None, wants_sinks: bool,
-    log: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(grad_scores, grad_mask, grad_sinks), the last two in the arithmetic's dtype and None where not wanted."""
     shape, compute = saved.shape, compute_dtype(scores_dtype)
@@ -117,13 +116,41 @@ def backward(
     rows, keys = saved.numel() // shape[-1], shape[-1]
     size = native.softmax_backward_scratch(rows, keys, grad_mask is not None, wants_sinks, index)
     scratch = saved.new_empty(size, dtype=compute) if size else None
-    native.softmax_backward(
+    native.attention_softmax_backward(
         *map(_registry.pointer, (grad_scores, grad_mask, grad_sinks, scratch, grad_out, saved, scores, sink_probs)),
-        _rows(saved.shape, seed, options, log), _strides(grad_out)[0],
+        _rows(saved.shape, seed, options, False), _strides(grad_out)[0],
         (0, 0, 0, 0) if scores is None else _strides(scores)[0], mask_dims[:-1], mask_dims[-1],
         DTYPE_CODES[saved.dtype], DTYPE_CODES[scores_dtype], index, stream,
     )  # fmt: skip
-    if grad_mask is not None and grad_mask.shape != torch.Size(mask_shape):
+    if grad_mask is not None and mask_shape is not None and grad_mask.shape != torch.Size(mask_shape):
         outer = shape[: len(shape) - _DIMS + 1]
         grad_mask = grad_mask.view(*outer, *summed[1:]).sum_to_size(mask_shape)
     return grad_scores, grad_mask, grad_sinks
+
+
+def plain_forward(input: Tensor, log: bool, out_dtype: torch.dtype) -> Tensor:
+    """softmax or log_softmax over the last dimension, which `input` has."""
+    if not input.is_contiguous() or not input.numel():
+        options = Options()
+        return forward(input, None, None, None, None, options, out_dtype, log=log, empty_is_nan=True)[0]
+    out = _registry.empty_like(input, out_dtype)
+    cols = input.size(-1)
+    index, stream = _registry.place(input)
+    _registry.native(input).softmax_forward(
+        out.data_ptr(), input.data_ptr(), out.numel() // cols, cols, log,
+        DTYPE_CODES[out_dtype], DTYPE_CODES[input.dtype], index, stream,
+    )  # fmt: skip
+    return out
+
+
+def plain_backward(grad_out: Tensor, out: Tensor, log: bool, input_dtype: torch.dtype) -> Tensor:
+    grad = _registry.empty_like(out, input_dtype)
+    if grad.numel():
+        grad_out, out = grad_out.contiguous(), out.contiguous()
+        cols = out.size(-1)
+        index, stream = _registry.place(out)
+        _registry.native(out).softmax_backward(
+            grad.data_ptr(), grad_out.data_ptr(), out.data_ptr(), grad.numel() // cols, cols, log,
+            DTYPE_CODES[out.dtype], DTYPE_CODES[input_dtype], index, stream,
+        )  # fmt: skip
+    return grad

@@ -173,24 +173,16 @@ def _backward_of(ctx, tensors, native, grad_out):
 class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, log, out_dtype):
-        out = _plain_forward(input, log, out_dtype)
+        out = _softmax_body.plain_forward(input, log, out_dtype)
         ctx.save_for_backward(out)
-        ctx.log, ctx.dtype = log, input.dtype
+        ctx.options = (log, input.dtype)
         return out
 
     @staticmethod
     def backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
-        body = _plain_backward if _native_backward(grad_out, out) else _softmax_reference.plain_backward
-        return body(grad_out, out, ctx.log, ctx.dtype), None, None
-
-
-def _plain_forward(input, log, out_dtype):
-    return _softmax_body.forward(input, None, None, None, None, Options(), out_dtype, log=log, empty_is_nan=True)[0]
-
-
-def _plain_backward(grad_out, out, log, input_dtype):
-    return _softmax_body.backward(grad_out, out, None, None, None, Options(), input_dtype, None, False, log)[0]
+        body = _softmax_body.plain_backward if _native_backward(grad_out, out) else _softmax_reference.plain_backward
+        return body(grad_out, out, *ctx.options), None, None
 
 
 # --- the long way: ops in torch's dispatcher --------------------------------------------------------------------------
@@ -281,7 +273,7 @@ def _register_softmax():
 
     def forward(input, log, out_dtype):
         _check.tensor("softmax_forward", "input", input)
-        return _plain_forward(input, log, out_dtype)
+        return _softmax_body.plain_forward(input, log, out_dtype)
 
     def backward_fake(grad_out, out, log, input_dtype):
         return torch.empty(out.shape, dtype=input_dtype, device=out.device)
@@ -298,7 +290,7 @@ def _register_softmax():
 
     backward_op = _registry.register(
         "softmax_backward", "(Tensor grad_out, Tensor out, bool log, ScalarType input_dtype) -> Tensor",
-        _plain_backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
+        _softmax_body.plain_backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
     )  # fmt: skip
     return _registry.register(
         "softmax_forward", "(Tensor input, bool log, ScalarType out_dtype) -> Tensor",
@@ -389,6 +381,8 @@ def _seed(scores: Tensor, dropout_p: float) -> Tensor | None:
 
 
 def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    if dtype is None and dim == -1 and isinstance(input, Tensor) and _plain(input):
+        return _direct(input, log, input.dtype)
     dim = _check_dim(op, input, dim, dtype)
     if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
         return (torch.log_softmax if log else torch.softmax)(input, dim, dtype)
@@ -401,11 +395,20 @@ def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | N
     return _last_dim(input.flatten(dim), log, dtype).view(input.shape)
 
 
+def _plain(input: Tensor) -> bool:
+    """A quick yes to what needs no conversion and no check, whose price on small rows is Python's."""
+    return input.is_cpu and input.dim() > 0 and input.dtype in _check.DTYPE_CODES and _registry.direct((input,))
+
+
+def _direct(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
+    if input.requires_grad and torch.is_grad_enabled():
+        return _Softmax.apply(input, log, dtype)
+    return _softmax_body.plain_forward(input, log, dtype)
+
+
 def _last_dim(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
     if _registry.direct((input,)):
-        if torch.is_grad_enabled() and input.requires_grad:
-            return _Softmax.apply(input, log, dtype)
-        return _plain_forward(input, log, dtype)
+        return _direct(input, log, dtype)
     if _registry.transforming():
         return _softmax_reference.plain_forward(input, log, dtype)
     return _registry.dispatch(_SOFTMAX_FORWARD, input, log, dtype)
