@@ -303,6 +303,12 @@ def test_other_attention_is_left_and_named():
     assert report.left[0].reason == "it holds no model of transformers, and no attention of torch's"
 
 
+def test_an_older_transformers_is_refused(monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", "4.57.1")
+    with pytest.raises(RuntimeError, match="attention=True needs transformers >= 5, this is 4.57.1"):
+        bigmodel.convert(build("llama"), attention=True)
+
+
 def test_continuous_batching_is_refused():
     from bigmodel import _transformers
 
