@@ -92,7 +92,7 @@ double exp_sum_of(void* e_, const void* scores_, int64_t n, double scale_, doubl
       at.store(e + begin + i, v);
       total.part[k] += at.keep(v);
     });
-    sum += total.sum();
+    sum += total_of(total);
   });
   return sum;
 }
@@ -142,7 +142,7 @@ double grad_dot(const void* grad_out_, const void* y_, int64_t n) {
     resweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
       total.part[k] += at.keep(at.load(grad_out + begin + i) * at.load(y + begin + i));
     });
-    sum += total.sum();
+    sum += total_of(total);
   });
   return sum;
 }
@@ -178,7 +178,7 @@ double sum(const void* values_, int64_t n) {
   pieces<T>(n, BIGMODEL_BODY(int64_t begin, int64_t count) {
     Accumulator<T> total;
     resweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) { total.part[k] += at.keep(at.load(values + begin + i)); });
-    sum += total.sum();
+    sum += total_of(total);
   });
   return sum;
 }

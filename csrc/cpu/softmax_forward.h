@@ -164,7 +164,8 @@ class SoftmaxForwardPass : Rows {
     Total total;
     for (int64_t part = 0; part < parts; ++part) {
       from = source(row, part, buffers, next);
-      total = join(total, total_of(row, part, from, buffers));
+      const Total own = total_of(row, part, from, buffers);
+      total = part == 0 ? own : join(total, own);
     }
     total = with_sink(row, total);
     fill_dead(row, total);

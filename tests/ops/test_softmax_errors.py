@@ -100,6 +100,16 @@ CASES = {
         "softmax: input must be a torch.Tensor",
     ),
     "softmax of integers": (lambda: bigmodel.softmax(X.int()), TypeError, "softmax: input has dtype torch.int32"),
+    "softmax of a sparse tensor": (
+        lambda: bigmodel.softmax(X.to_sparse()),
+        TypeError,
+        "softmax: input must be a dense torch.strided tensor",
+    ),
+    "softmax of a nested tensor": (
+        lambda: bigmodel.softmax(torch.nested.nested_tensor([X[0, 0], X[0, 1]])),
+        TypeError,
+        "softmax: input must be a dense torch.strided tensor",
+    ),
     "softmax dim": (
         lambda: bigmodel.log_softmax(X, 4),
         ValueError,

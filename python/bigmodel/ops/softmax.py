@@ -397,7 +397,14 @@ def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | N
 
 def _plain(input: Tensor) -> bool:
     """A quick yes to what needs no conversion and no check, whose price on small rows is Python's."""
-    return input.is_cpu and input.dim() > 0 and input.dtype in _check.DTYPE_CODES and _registry.direct((input,))
+    return (
+        input.is_cpu
+        and input.dim() > 0
+        and input.dtype in _check.DTYPE_CODES
+        and input.layout is torch.strided
+        and not input.is_nested
+        and _registry.direct((input,))
+    )
 
 
 def _direct(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
