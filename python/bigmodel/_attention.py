@@ -248,7 +248,7 @@ def _options(softcap: Any, sinks: Any, window: Any, alibi_slopes: Any) -> dict[s
 
 def _checked_path(
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
-) -> Path:  # fmt: skip
+) -> Path:
     _check_inputs(query, key, value, enable_gqa)
     _check_flag("is_causal", is_causal)
     _check_flag("return_weights", return_weights)

@@ -124,9 +124,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         if key_padding_mask is not None:
             _check_mask("key_padding_mask", key_padding_mask, [(sizes[0], sizes[3]) if batched else (sizes[3],)])
         mask = _merge(None if causal else attn_mask, key_padding_mask, sizes, q.dtype, k.shape[2] - sizes[3])
-        result = attention(
-            q, k, v, mask, self.dropout if self.training else 0.0, causal, return_weights=need_weights
-        )  # fmt: skip
+        dropout_p = self.dropout if self.training else 0.0
+        result = attention(q, k, v, mask, dropout_p, causal, return_weights=need_weights)
         out, weights = result if need_weights else (result, None)
         out = out.permute(0, 2, 1, 3) if batch_first else out.permute(2, 0, 1, 3)
         out = self.out_proj(out.flatten(-2))
@@ -200,9 +199,7 @@ def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
             f"{_check.SUPPORTED}."
         )
     if tuple(mask.shape) not in shapes:
-        raise ValueError(
-            f"{op}: {name} has shape {tuple(mask.shape)}; accepted is {' or '.join(map(str, shapes))}."
-        )  # fmt: skip
+        raise ValueError(f"{op}: {name} has shape {tuple(mask.shape)}; accepted is {' or '.join(map(str, shapes))}.")
 
 
 def _causal(attn_mask: Tensor | None, is_causal: bool, sizes: tuple[int, ...], keys: int) -> bool:
