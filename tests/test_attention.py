@@ -185,6 +185,8 @@ def test_explain_says_the_path_that_is_taken(shapes, options, name, words, monke
 
 @pytest.mark.parametrize(("shapes", "options", "name", "words"), SAME, ids=ids(SAME))
 def test_torch_is_chosen_where_it_has_a_kernel(shapes, options, name, words):
+    if "enable_gqa" in options and torch.__version__ < "2.13":
+        pytest.skip("torch's CPU kernel of 2.6 takes no grouped heads")
     chosen = torch._fused_sdp_choice(*inputs(**shapes), **options)
     assert (chosen == torch.nn.attention.SDPBackend.MATH.value) is (name == "fused")
 

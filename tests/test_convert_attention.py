@@ -303,6 +303,13 @@ def test_other_attention_is_left_and_named():
     assert report.left[0].reason == "it holds no model of transformers, and no attention of torch's"
 
 
+def test_an_older_transformers_is_refused(monkeypatch):
+    model = build("llama")
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")  # its lazy imports exchange the module
+    with pytest.raises(RuntimeError, match="attention=True needs transformers >= 5, this is 4.57.1"):
+        bigmodel.convert(model, attention=True)
+
+
 def test_continuous_batching_is_refused():
     from bigmodel import _transformers
 

@@ -110,7 +110,8 @@ def test_self_attention_causal_and_without_a_batch(options, need_weights):
         compare(stock, ours, own, need_weights=need_weights)
         hint = not options.get("add_zero_attn")  # torch takes the hint for the mask, and forgets that zeros are seen
         compare(stock, ours, own, need_weights=need_weights, attn_mask=causal, is_causal=hint or need_weights)
-        compare(stock, ours, cross, need_weights=need_weights, average_attn_weights=False)
+        padded = {"key_padding_mask": some(BATCH, KEYS) if batched else some(KEYS)}
+        compare(stock, ours, cross, need_weights=need_weights, average_attn_weights=False, **padded)
     shared = torch.randn_like(sequences(options)[1])
     compare(stock, ours, (sequences(options)[0], shared, shared), need_weights=need_weights)
 

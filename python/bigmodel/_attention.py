@@ -116,7 +116,7 @@ def _choose(
 def _not_the_same(query, key, attn_mask, is_causal, return_weights, options) -> str:
     """What torch's scaled_dot_product_attention would not compute, or ""."""
     queries, keys = query.shape[-2], key.shape[-2]
-    absent = [name for name, option in options.items() if option is not None and option not in ((None, None), [])]
+    absent = [name for name, option in options.items() if option is not None]
     if absent:
         return f"torch's scaled_dot_product_attention has no {', '.join(absent)}"
     if return_weights:
@@ -227,7 +227,7 @@ def attention(
         TypeError: an argument of another type or dtype.
         ValueError: a shape, device or number that does not fit.
     """
-    options = {"softcap": softcap, "sinks": sinks, "window": window, "alibi_slopes": alibi_slopes}
+    options = _options(softcap, sinks, window, alibi_slopes)
     path = _checked_path(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options)
     if path.name == "sdpa":
         return F.scaled_dot_product_attention(
@@ -240,9 +240,15 @@ def attention(
     return (out, weights) if return_weights else out
 
 
+def _options(softcap: Any, sinks: Any, window: Any, alibi_slopes: Any) -> dict[str, Any]:
+    if isinstance(window, (tuple, list)) and list(window) == [None, None]:
+        window = None
+    return {"softcap": softcap, "sinks": sinks, "window": window, "alibi_slopes": alibi_slopes}
+
+
 def _checked_path(
     query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
-) -> Path:  # fmt: skip
+) -> Path:
     _check_inputs(query, key, value, enable_gqa)
     _check_flag("is_causal", is_causal)
     _check_flag("return_weights", return_weights)
@@ -262,7 +268,7 @@ def explain(
 
     Raises what `attention` would raise about the shapes of query, key, value and attn_mask.
     """
-    options = {"softcap": softcap, "sinks": sinks, "window": window, "alibi_slopes": alibi_slopes}
+    options = _options(softcap, sinks, window, alibi_slopes)
     return _checked_path(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options)
 
 

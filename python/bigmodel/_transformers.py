@@ -1,8 +1,8 @@
 """transformers' attention through `bigmodel.attention`, under the name "bigmodel" in its attention interface.
 
 transformers takes two things by that name: the function that attends, and the one that makes its mask. With the first
-alone it passes no mask at all, and every model attends to its future. The mask is the one for torch's
-scaled_dot_product_attention: bool, True takes part, and None where causality, or nothing, is all that there is to say.
+alone it passes no mask at all, and padding, windows and packed sequences are silently forgotten. The mask is the one
+for torch's scaled_dot_product_attention: bool, True takes part, and None where causality, or nothing, is all there is.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def _weights_wanted(kwargs: dict[str, Any]) -> bool:
     if kwargs.get("output_attentions"):
         return True
     capturing = sys.modules.get("transformers.utils.output_capturing")
-    if capturing is None or torch.compiler.is_compiling():
+    collector = getattr(capturing, "_active_collector", None)  # since GPT-2 drops the argument on the way
+    if collector is None or torch.compiler.is_compiling():
         return False
-    collected = capturing._active_collector.get() or ()  # GPT-2 drops the argument on the way
-    return any("attentions" in key for key in collected)
+    return any("attentions" in key for key in collector.get() or ())
 
 
 # --- setting a model to it --------------------------------------------------------------------------------------------
@@ -91,11 +91,13 @@ def _recorded(before: dict[str, str]) -> _Record:
 
 def register() -> None:
     """Makes "bigmodel" known to transformers, for set_attn_implementation and from_pretrained too."""
-    try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-    except ImportError as error:
-        raise RuntimeError(f"convert: attention=True needs transformers >= 5: {error}.") from error
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        raise RuntimeError(f"convert: attention=True needs transformers >= 5, this is {transformers.__version__}.")
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 

@@ -295,9 +295,7 @@ def _check_model(function: str, model: Any) -> None:
         raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}.")
 
 
-def convert(
-    model: Module, *, norms: bool = True, attention: bool = False, verbose: bool = False
-) -> ConvertReport:  # fmt: skip
+def convert(model: Module, *, norms: bool = True, attention: bool = False, verbose: bool = False) -> ConvertReport:
     """Replaces, in place, every normalisation of a model by bigmodel's fused one, and the attention of transformers'.
 
     Norms: replaced are torch.nn.LayerNorm and RMSNorm and every class that computes the same, with `weight` or

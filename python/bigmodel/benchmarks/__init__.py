@@ -7,7 +7,7 @@ A group is a module of this package named in GROUPS. It has `cases(device, quick
 from importlib import import_module
 from types import ModuleType
 
-GROUPS = ("norm", "softmax", "adam", "sgd", "adagrad", "ema", "grad_norm")
+GROUPS = ("norm", "softmax", "attention", "adam", "sgd", "adagrad", "ema", "grad_norm")
 
 
 def load_group(name: str) -> ModuleType:

@@ -113,18 +113,19 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         """
         _check_shapes(self, query, key, value)
         batched = query.dim() == 3
+        projected = self._project(query, key, value)
         if not batched:
-            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+            projected = [tensor.unsqueeze(0) for tensor in projected]
         batch_first = self.batch_first or not batched
-        q, k, v = (self._split(tensor, batch_first) for tensor in self._project(query, key, value))
+        q, k, v = (self._split(tensor, batch_first) for tensor in projected)
         sizes = q.shape[0], self.num_heads, q.shape[2], k.shape[2]
         k, v = self._append(k, v)
         causal = _causal(attn_mask, is_causal, sizes, k.shape[2])
+        if key_padding_mask is not None:
+            _check_mask("key_padding_mask", key_padding_mask, [(sizes[0], sizes[3]) if batched else (sizes[3],)])
         mask = _merge(None if causal else attn_mask, key_padding_mask, sizes, q.dtype, k.shape[2] - sizes[3])
-        result = attention(
-            q, k, v, mask, self.dropout if self.training else 0.0, causal, return_weights=need_weights
-        )  # fmt: skip
+        dropout_p = self.dropout if self.training else 0.0
+        result = attention(q, k, v, mask, dropout_p, causal, return_weights=need_weights)
         out, weights = result if need_weights else (result, None)
         out = out.permute(0, 2, 1, 3) if batch_first else out.permute(2, 0, 1, 3)
         out = self.out_proj(out.flatten(-2))
@@ -198,9 +199,7 @@ def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
             f"{_check.SUPPORTED}."
         )
     if tuple(mask.shape) not in shapes:
-        raise ValueError(
-            f"{op}: {name} has shape {tuple(mask.shape)}; accepted is {' or '.join(map(str, shapes))}."
-        )  # fmt: skip
+        raise ValueError(f"{op}: {name} has shape {tuple(mask.shape)}; accepted is {' or '.join(map(str, shapes))}.")
 
 
 def _causal(attn_mask: Tensor | None, is_causal: bool, sizes: tuple[int, ...], keys: int) -> bool:
@@ -223,7 +222,6 @@ def _merge(
     if attn_mask is not None:
         masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.view(batch, heads, queries, keys))
     if key_padding_mask is not None:
-        _check_mask("key_padding_mask", key_padding_mask, [(batch, keys)])
         masks.append(key_padding_mask.view(batch, 1, 1, keys))
     if not masks:
         return None

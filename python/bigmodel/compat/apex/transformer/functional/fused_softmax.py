@@ -162,11 +162,10 @@ class FusedScaleMaskSoftmax(torch.nn.Module):
     def forward_fused_softmax(self, input: Tensor, mask: Tensor | None) -> Tensor:
         scale = 1.0 if self.scale is None else self.scale
         causal = self.attn_mask_type is AttnMaskType.causal
+        taking_part = _taking_part("FusedScaleMaskSoftmax", mask)
         (input,) = _cast_if_autocast_enabled(input)
         with torch.autocast(input.device.type, enabled=False):
-            return attention_softmax(
-                input, scale=scale, mask=_taking_part("FusedScaleMaskSoftmax", mask), causal=causal
-            )  # fmt: skip
+            return attention_softmax(input, scale=scale, mask=taking_part, causal=causal)
 
     def forward_torch_softmax(self, input: Tensor, mask: Tensor | None) -> Tensor:
         widened = self.input_in_float16 and self.softmax_in_fp32
