@@ -47,8 +47,10 @@ def moment_dtype(param: Tensor, name: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "param": param.dtype}.get(name, wide(param))
 
 
-def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+def _filled(param: Tensor, value: float, dtype: torch.dtype) -> Tensor:
+    if value == 0:  # pages of zeros come from the system for nothing
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    return torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: float = 0.0) -> None:
@@ -56,13 +58,11 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
     value = state.get(name)
     if value is None:
         if dtype is torch.uint8:
-            state[name] = torch.full_like(
-                param, zero_code(SIGNED[name]), dtype=dtype, memory_format=torch.preserve_format
-            )
+            state[name] = _filled(param, zero_code(SIGNED[name]), dtype)
             blocks = -(-local(param).numel() // QUANT_BLOCK)
             state[f"{name}_scale"] = torch.zeros(blocks, device=local(param).device)
         else:
-            state[name] = zeros(param, dtype).fill_(first)
+            state[name] = _filled(param, first, dtype)
     elif value.dtype is not dtype:
         if value.dtype is torch.uint8:
             value = decoded(state, name)
