@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -275,8 +274,6 @@ def reshard(rank):
 
 # --- the processes ----------------------------------------------------------------------------------------------------
 
-CASES = [clip, nonfinite_on_one_rank, fsdp2, fsdp2_others, checkpoint, first_checkpoint, reshard]
-
 
 def run(rank, cases, folder):
     torch.set_num_threads(1)
@@ -291,11 +288,14 @@ def run(rank, cases, folder):
         dist.destroy_process_group()
 
 
+# To start two processes takes longer than a case: those of a list share them, and the traceback names the one that fails.
+
+
 def test_ddp_and_dtensor(tmp_path):
     mp.spawn(run, ([ddp, dtensor], str(tmp_path)), nprocs=2)
 
 
 @without_cpu_streams
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_fsdp2(case, tmp_path):
-    mp.spawn(run, ([case], str(tmp_path)), nprocs=2)
+def test_fsdp2_and_its_checkpoints(tmp_path):
+    cases = [clip, nonfinite_on_one_rank, fsdp2, fsdp2_others, checkpoint, first_checkpoint, reshard]
+    mp.spawn(run, (cases, str(tmp_path)), nprocs=2)
