@@ -288,7 +288,7 @@ def run(rank, cases, folder):
         dist.destroy_process_group()
 
 
-# To start two processes takes longer than a case: those of a list share them, and the traceback names the one that fails.
+# Starting two processes takes longer than a case: those of a list share them, and a traceback names the one that fails.
 
 
 def test_ddp_and_dtensor(tmp_path):
