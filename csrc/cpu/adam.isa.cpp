@@ -16,11 +16,11 @@ template <class T> struct Streams {
         max_exp_avg_sq(static_cast<T*>(stream[kAdamMaxExpAvgSq])), master(static_cast<T*>(stream[kAdamMaster])),
         ema(static_cast<T*>(stream[kAdamEma])) {}
   BIGMODEL_INLINE void fetch_ahead(int64_t i) const {
-    fetch<T>(exp_avg + i + kAhead);
-    fetch<T>(exp_avg_sq + i + kAhead);
-    if (max_exp_avg_sq) fetch<T>(max_exp_avg_sq + i + kAhead);
-    if (master) fetch<T>(master + i + kAhead);
-    if (ema) fetch<T>(ema + i + kAhead);
+    fetch<T, 1>(exp_avg + i + kAhead);
+    fetch<T, 1>(exp_avg_sq + i + kAhead);
+    if (max_exp_avg_sq) fetch<T, 1>(max_exp_avg_sq + i + kAhead);
+    if (master) fetch<T, 1>(master + i + kAhead);
+    if (ema) fetch<T, 1>(ema + i + kAhead);
   }
 };
 
@@ -39,8 +39,8 @@ void update(void* const* stream, int64_t n, const AdamScalars& scalars) {
   const bool adds_weight = scalars.l2 != 0;
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
     if (i + kAhead < n) {
-      fetch<T>(param + i + kAhead);
-      fetch<T>(grad + i + kAhead);
+      fetch<T, 1>(param + i + kAhead);
+      fetch<T, 1>(grad + i + kAhead);
       of.fetch_ahead(i);
     }
     Pack<T> w = of.master ? at.load(of.master + i) : at.load(param + i), g = at.load(grad + i) * factor;
@@ -75,8 +75,8 @@ void touch(void* const* stream, int64_t n) {
   const auto never = splat(T(zero)).lo != Vec<T>{};
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
     if (i + kAhead < n) {
-      fetch<T>(param + i + kAhead);
-      fetch<T>(grad + i + kAhead);
+      fetch<T, 1>(param + i + kAhead);
+      fetch<T, 1>(grad + i + kAhead);
       of.fetch_ahead(i);
     }
     const Pack<T> g = at.load(grad + i);

@@ -306,11 +306,11 @@ template <class T> struct Part {
   }
 };
 
-// Asks for the part of the next row that lies where this step of this row does: the memory is idle while arithmetic
-// runs.
-template <class T, class S> BIGMODEL_INLINE void fetch(const S* p) {
+// Asks for the memory of a later step, in the next row or further on in this one: memory is idle while arithmetic runs.
+// `level` is the cache that it comes to.
+template <class T, int level = 2, class S> BIGMODEL_INLINE void fetch(const S* p) {
   for (int byte = 0; byte < int(kStep<T> * sizeof(S)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 4 - level);
 }
 
 // Calls body(offset, access, k) over n elements, two steps at a time; k, 0 or 1, names the accumulator to add to, so

@@ -258,6 +258,7 @@ __device__ void store_codes(uint8_t* base, float* scale, const float (&value)[U]
   for (int offset = kWarp / 2; offset > 0; offset /= 2) most = max(most, __shfl_xor_sync(~0u, most, offset));
   const float largest = __uint_as_float(most);
   const float unit = most >= 0x00800000u ? 1 / largest : 0.0f;  // of a subnormal it would be infinite
+  __syncwarp();                                                 // every lane has read the old scale
   if (threadIdx.x % kWarp == 0) *scale = largest;
 #pragma unroll
   for (int u = 0; u < U; ++u) {

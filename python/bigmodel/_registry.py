@@ -77,9 +77,14 @@ def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(tensor) if tensor.dtype is dtype else torch.empty_like(tensor, dtype=dtype)
     else:
         out = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
-    if out.nbytes >= _HUGE_PAGE_BYTES and out.is_cpu:
-        _C.cpu.advise_huge_pages(out.data_ptr(), out.nbytes)
-    return out
+    return in_huge_pages(out)
+
+
+def in_huge_pages(fresh: Tensor) -> Tensor:
+    """The tensor; on a CPU, if it is large, its memory comes in huge pages where it has not been touched yet."""
+    if fresh.nbytes >= _HUGE_PAGE_BYTES and fresh.is_cpu:
+        _C.cpu.advise_huge_pages(fresh.data_ptr(), fresh.nbytes)
+    return fresh
 
 
 def requires_grad(tensors: Sequence[Tensor | None]) -> bool:

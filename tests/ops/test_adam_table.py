@@ -62,22 +62,24 @@ def test_whatever_moves_makes_a_new_table(described, name, whole):
 @pytest.mark.parametrize("change", ["dtype", "strides", "size"])
 def test_another_gradient_at_the_same_address(described, change):
     """What a freed gradient's memory may become: the address alone says nothing."""
-    memory = torch.randn(1600)
+    memory, beyond = torch.randn(1600), slice(20 if change == "size" else 1600, None)
     group, cache = Group(sizes=[(40, 40)]), TableCache()
     group.grads = [memory.view(40, 40)]
     group.step(cache=cache)
+    whole = group.params[0]
     if change == "dtype":
         group.grads = [memory.view(torch.bfloat16)[:1600].view(40, 40).nan_to_num_(0, 0, 0)]
     elif change == "strides":
         group.grads = [memory.view(40, 40).t()]
     else:
-        group.params, group.m, group.v = ([t[0][:20]] for t in (group.params, group.m, group.v))
+        group.params, group.m, group.v = ([t[0][0][:20]] for t in (group.params, group.m, group.v))
         group.grads = [memory.view(40, 40)[0][:20]]
     assert group.grads[0].data_ptr() == memory.data_ptr()
-    other = group.copy()
+    other, before = group.copy(), whole.clone()
     group.step(cache=cache)
     other.step()
     assert_same_bits(group, other)
+    assert torch.equal(whole.flatten()[beyond], before.flatten()[beyond])
 
 
 def test_nothing_moved_keeps_the_table(described):
@@ -116,12 +118,12 @@ def call(**changes):
         ({"grads": [torch.zeros(16)]}, ValueError, r"grads\[0\] has shape \(16,\), but params\[0\] is \(4, 4\)"),
         ({"grads": [torch.zeros(4, 4).to_sparse()]}, TypeError, r"grads\[0\] must be a dense torch.strided tensor"),
         ({"grads": [torch.zeros(4, 4, dtype=torch.int32)]}, TypeError, r"grads\[0\] has dtype torch.int32"),
-        ({"params": [torch.zeros(1, 4).expand(4, 4)]}, ValueError, r"params\[0\] has overlapping or scattered elements"),
+        ({"params": [torch.zeros(1, 4).expand(4, 4)]}, ValueError, r"params\[0\] has overlapping or scattered"),
         ({"exp_avgs": [torch.zeros(4, 4).t()]}, ValueError, r"exp_avgs\[0\] has strides \(1, 4\)"),
         ({"exp_avgs": [torch.zeros(4, 4, dtype=torch.uint8)]}, ValueError, r"exp_avgs\[0\] has 8-bit codes, but"),
         ({"masters": [torch.zeros(4, 4).double()]}, TypeError, r"masters\[0\] has dtype torch.float64"),
         ({"steps": [torch.zeros(2)]}, ValueError, r"steps\[0\] has 2 elements"),
-        ({"max_exp_avg_sqs": [torch.zeros(4, 4, device="meta")]}, ValueError, r"max_exp_avg_sqs\[0\] is on device 'meta'"),
+        ({"exp_avg_sqs": [torch.zeros(4, 4, device="meta")]}, ValueError, r"exp_avg_sqs\[0\] is on device 'meta'"),
         ({"eps": "small"}, TypeError, "eps must be a number, got str"),
         ({"lr": math.nan}, ValueError, "lr is nan; it must be finite"),
         ({"found_inf": torch.zeros(2)}, ValueError, "found_inf is torch.float32 with 2 elements"),

@@ -35,14 +35,14 @@ def parameters(values: Iterable[Tensor], grads: Iterable[Tensor]) -> list[Parame
     return params
 
 
-def step(call: Callable[[], object], outputs: Sequence[Tensor], keep: Sequence[object] = ()) -> Contender:
-    """`call` as it is timed; its result is what it leaves in `outputs`."""
+def step(call: Callable[[], object], outputs: Sequence[Tensor], keep: Sequence[Tensor | None] = ()) -> Contender:
+    """`call` as it is timed; its result is what it leaves in `outputs`. `keep`: what it has addresses of."""
 
     def run():
         call()
         return outputs
 
-    return Contender(run, buffers=list(keep))
+    return Contender(run, buffers=keep)
 
 
 def present(*modules: str) -> list[str]:

@@ -82,7 +82,8 @@ def _peer(name: str, mode: str, params: list[Parameter]) -> Contender:
 
 def _stock(name: str, params: list[Parameter]) -> Contender:
     if name != "compile":
-        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **{name: True}).step, params)
+        flags: dict[str, Any] = {name: True}
+        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **flags).step, params)
     torch.compiler.reset()
     optimizer = torch.optim.AdamW(params, **OPTIONS, capturable=True)
     return _updates.step(torch.compile(optimizer.step, fullgraph=False), params)
@@ -90,8 +91,7 @@ def _stock(name: str, params: list[Parameter]) -> Contender:
 
 def _stock_clip_ema(params: list[Parameter]) -> Contender:
     """What stock training code writes; clipping writes into gradients, so these are its own."""
-    for p in params:
-        p.grad = p.grad.clone()
+    params = _updates.parameters([p.detach() for p in params], [p.grad.clone() for p in params if p.grad is not None])
     optimizer = torch.optim.AdamW(params, **OPTIONS, fused=True)
     averages = [p.detach().clone() for p in params]
 
@@ -119,23 +119,29 @@ def _copies_by_hand(params: list[Parameter]) -> Contender:
     return _updates.step(torch.no_grad()(call), params)
 
 
-def _touch(params: list[Parameter]) -> Contender:
+def _touch(params: list[Parameter], expected: list[Tensor]) -> Contender:
+    """Changes nothing, so what is compared is what was expected."""
+
     def state() -> list[Tensor]:
         return [torch.zeros_like(p) for p in params]
 
     grads, steps = [p.grad for p in params], [torch.zeros(()) for _ in params]
     lists = ([p.detach() for p in params], grads, state(), state(), steps, (), (), (), (), ())
     table = build("touch", streams(*lists))
-    call = partial(_native.load().cpu.adam_touch, table.pointer, table.rows, torch.get_num_threads())
-    return _updates.step(call, params, [table, *lists])
+    kept = [tensor for tensors in lists for tensor in tensors]
+
+    def call():
+        _native.load().cpu.adam_touch(table.pointer, table.rows, torch.get_num_threads())
+
+    return _updates.step(call, expected, kept)
 
 
-def _make(mode: str, values: list[Tensor], grads: list[Tensor], name: str) -> Contender:
+def _make(mode: str, values: list[Tensor], grads: list[Tensor], expected: list[Tensor], name: str) -> Contender:
     params = _updates.parameters(values, grads)
     if name == OURS:
         return _ours(mode, params)
     if name == TOUCH:
-        return _touch(params)
+        return _touch(params, expected)
     if name == BY_HAND:
         return _copies_by_hand(params)
     if mode == CLIP_EMA:
@@ -162,7 +168,8 @@ def _expected(mode: str, values: list[Tensor], grads: list[Tensor]) -> list[Tens
 
 def _build(mode: str, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> Workload:
     values, grads = _updates.normal(shape, dtype, device), _updates.normal(shape, dtype, device, seed=1)
-    return Workload(partial(_make, mode, values, grads), _expected(mode, values, grads))
+    expected = _expected(mode, values, grads)
+    return Workload(partial(_make, mode, values, grads, expected), expected)
 
 
 def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) -> Case:

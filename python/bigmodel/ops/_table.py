@@ -68,7 +68,8 @@ class TableCache:
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
         key = _describe(tuple(stream.tensors for stream in streams))
-        if self._table is None or key != self._key:
+        if self._table is None or key is None or key != self._key:
+            self._key = None
             self._table = build(op, streams)
             # A copy of a gradient holds the values of this call only.
             self._key = None if self._table._copies else key
@@ -76,21 +77,21 @@ class TableCache:
 
 
 def _describe(lists: tuple[Tensors, ...]) -> Any:
-    """Address, dtype, device, size and strides of every tensor, to be compared."""
-    if _DLPACK is not None:
-        try:
+    """Address, dtype, device, size and strides of every tensor, to be compared; None if `build` will refuse one."""
+    try:
+        if _DLPACK is not None:
             return _describe_tensors(_DLPACK, lists)
-        except (BufferError, RuntimeError, TypeError):  # a tensor that DLPack has no words for; `build` has some
-            pass
-    return [
-        [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
-        for tensors in lists
-    ]
+        return [
+            [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
+            for tensors in lists
+        ]
+    except (AttributeError, BufferError, RuntimeError, TypeError):
+        return None
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:
     """Checks every tensor and lays the table out; TypeError or ValueError naming the op, the argument and the row."""
-    first = streams[0].tensors
+    first: Sequence[Any] = streams[0].tensors
     for stream in streams:
         if len(stream.tensors) != len(first) and not (stream.optional and not stream.tensors):
             raise ValueError(
@@ -127,7 +128,7 @@ def _check_scales(op: str, codes: Stream, scales: Stream) -> None:
 
 
 def _accepted(
-    op: str, stream: Stream, row: int, tensor: Tensor, like: Tensor, like_name: str, device: torch.device,
+    op: str, stream: Stream, row: int, tensor: Any, like: Tensor, like_name: str, device: torch.device,
     copies: list[Tensor],
 ) -> Tensor:  # fmt: skip
     """The tensor, or its copy in the first stream's order."""

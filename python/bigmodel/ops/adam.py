@@ -140,8 +140,8 @@ def adam_(
     if _multi_tensor.direct(params, grads):
         _body(params, grads, exp_avgs, exp_avg_sqs, steps, *optional, *scalars, *numbers, cache)
     else:
-        optional = tuple(map(_present, optional))
-        _registry.dispatch(_ADAM, params, grads, exp_avgs, exp_avg_sqs, steps, *optional, *scalars, *numbers)
+        lists = map(_present, optional)
+        _registry.dispatch(_ADAM, params, grads, exp_avgs, exp_avg_sqs, steps, *lists, *scalars, *numbers)
 
 
 # --- 8-bit states ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel import _registry
 from bigmodel.ops._table import QUANT_BLOCK, dense, same_order
 from bigmodel.ops.adam import dequantise, dynamic_code, quantise, zero_code
 from bigmodel.optim._distributed import is_dtensor, like, local
@@ -47,10 +48,11 @@ def moment_dtype(param: Tensor, name: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "param": param.dtype}.get(name, wide(param))
 
 
-def _filled(param: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    if value == 0:  # pages of zeros come from the system for nothing
-        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-    return torch.full_like(param, value, dtype=dtype, memory_format=torch.preserve_format)
+def _fresh(param: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for a state, in huge pages where it is large: a step goes through all of it."""
+    value = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    _registry.in_huge_pages(local(value))
+    return value
 
 
 def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: float = 0.0) -> None:
@@ -58,11 +60,11 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
     value = state.get(name)
     if value is None:
         if dtype is torch.uint8:
-            state[name] = _filled(param, zero_code(SIGNED[name]), dtype)
+            state[name] = _fresh(param, dtype).fill_(zero_code(SIGNED[name]))
             blocks = -(-local(param).numel() // QUANT_BLOCK)
             state[f"{name}_scale"] = torch.zeros(blocks, device=local(param).device)
         else:
-            state[name] = _filled(param, first, dtype)
+            state[name] = _fresh(param, dtype).fill_(first)
     elif value.dtype is not dtype:
         if value.dtype is torch.uint8:
             value = decoded(state, name)
@@ -74,7 +76,7 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
 
 
 def copy_of(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.detach().to(dtype, copy=True, memory_format=torch.preserve_format)
+    return _fresh(value.detach(), dtype).copy_(value.detach())
 
 
 def restored(param: Tensor, name: str, value: Any) -> Any:
