@@ -62,7 +62,7 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
         if dtype is torch.uint8:
             state[name] = _fresh(param, dtype).fill_(zero_code(SIGNED[name]))
             blocks = -(-local(param).numel() // QUANT_BLOCK)
-            state[f"{name}_scale"] = torch.zeros(blocks, device=local(param).device)
+            state[f"{name}_scale"] = torch.zeros(blocks, dtype=torch.float32, device=local(param).device)
         else:
             state[name] = _fresh(param, dtype).fill_(first)
     elif value.dtype is not dtype:
