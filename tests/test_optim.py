@@ -258,6 +258,8 @@ def test_lr_schedulers(cls, scheduler):
 
 @each_class
 def test_groups_have_their_own_settings_and_can_be_added(cls):
+    if cls is Adagrad and torch.__version__ < "2.7":
+        pytest.skip("torch 2.6's own Adagrad raises KeyError for a group that is added later")
     ours, theirs = parameters(), parameters()
     for kind, params in ((cls, ours), (PAIRS[cls], theirs)):
         optimizer = kind([{"params": params[:1], "lr": 0.3}, {"params": params[1:3], "weight_decay": 0.5}], lr=0.01)
