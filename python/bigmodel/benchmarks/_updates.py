@@ -15,10 +15,13 @@ LARGE, MANY = (1, 50_000_000), (500, 64)  # tensors, elements of each
 LARGE_CUDA = (300, 3_333_334)  # 1 B parameters in 300 tensors
 
 
-def large(device: str, quick: bool = False) -> tuple[int, int]:
-    """The shape of the large case, a tenth of it for a quick run."""
-    tensors, elements = LARGE if device == "cpu" else LARGE_CUDA
-    return (tensors, elements // 10 if quick else elements)
+def large(device: str) -> tuple[int, int]:
+    return LARGE if device == "cpu" else LARGE_CUDA
+
+
+def shapes(device: str, quick: bool) -> list[tuple[int, int]]:
+    """A few large tensors, and many small ones; these alone for a quick run."""
+    return [MANY] if quick else [large(device), MANY]
 
 
 def normal(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Tensor]:

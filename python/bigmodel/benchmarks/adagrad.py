@@ -28,11 +28,10 @@ def _expected(value, grad):
 
 
 def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
-    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes many small tensors, `sweep` adds nothing."""
     stock = ("fused", "foreach") if device == "cpu" else ("foreach",)  # torch has no fused Adagrad for CUDA
-    shapes = [_updates.large(device, quick), _updates.MANY]
     make = partial(_updates.case, "adagrad", 20, stock, _optimizer, _expected)
-    return [make(shape) for shape in shapes]
+    return [make(shape) for shape in _updates.shapes(device, quick)]
 
 
 def goals(device: str) -> list[Goal]:

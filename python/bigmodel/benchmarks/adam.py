@@ -189,34 +189,39 @@ def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) ->
 
 
 def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
-    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
-    large = _updates.large(device, quick)
-    chosen = [(STEP, torch.float32, large), (CLIP_EMA, torch.float32, large), (STEP, torch.float32, _updates.MANY)]
-    chosen += [(EIGHT_BIT, torch.float32, large), (MASTERS, torch.bfloat16, large)]
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes the plain step, `sweep` adds nothing."""
+    large = _updates.large(device)
+    chosen = [(STEP, torch.float32, large), (STEP, torch.float32, _updates.MANY)]
+    if not quick:
+        chosen += [
+            (CLIP_EMA, torch.float32, large),
+            (EIGHT_BIT, torch.float32, large),
+            (MASTERS, torch.bfloat16, large),
+        ]
     return [_case(device, *which) for which in chosen]
 
 
 def goals(device: str) -> list[Goal]:
-    """What the row promises on a kind of device."""
-    large, float32, bfloat16 = _updates.large(device), torch.float32, torch.bfloat16
-
-    def goal(mode, dtype, shape, against, limit, pages=DEFAULT_PAGES):
-        case = _case(device, mode, dtype, shape).name
-        return Goal(f"{case} against {against}, {pages}", pages, case, against, limit)
-
+    """What the row promises on a kind of device, against the peers that can be imported."""
+    large, float32 = _updates.large(device), torch.float32
     if device == "cuda":
-        others = [goal(STEP, float32, large, other, 1) for other in (FUSED, "apex", "compile")]
-        return [goal(STEP, float32, large, COPY, 0.9), *others]
-    result = []
-    for pages in (DEFAULT_PAGES, HUGE_PAGES):
-        result += [
-            goal(STEP, float32, large, FUSED, 1.05, pages),
-            goal(STEP, float32, large, "deepspeed", 1.1, pages),
-            goal(STEP, float32, large, TOUCH, 0.9, pages),
-            goal(CLIP_EMA, float32, large, FUSED, 1.5, pages),
-            goal(STEP, float32, _updates.MANY, FUSED, 4, pages),
-            goal(STEP, float32, _updates.MANY, "deepspeed", 1, pages),
-            goal(EIGHT_BIT, float32, large, "bitsandbytes", 5, pages),
-            goal(MASTERS, bfloat16, large, BY_HAND, 1.4, pages),
+        wanted = [(STEP, float32, large, COPY, 0.9)]
+        wanted += [(STEP, float32, large, other, 1) for other in (FUSED, "apex", "compile")]
+    else:
+        wanted = [
+            (STEP, float32, large, FUSED, 1.05),
+            (STEP, float32, large, "deepspeed", 1.1),
+            (STEP, float32, large, TOUCH, 0.9),
+            (CLIP_EMA, float32, large, FUSED, 1.5),
+            (STEP, float32, _updates.MANY, FUSED, 4),
+            (STEP, float32, _updates.MANY, "deepspeed", 1),
+            (EIGHT_BIT, float32, large, "bitsandbytes", 5),
+            (MASTERS, torch.bfloat16, large, BY_HAND, 1.4),
         ]
+    result = []
+    for pages in (DEFAULT_PAGES, HUGE_PAGES) if device == "cpu" else (DEFAULT_PAGES,):
+        for mode, dtype, shape, against, limit in wanted:
+            case = _case(device, mode, dtype, shape)
+            if against in (*case.contenders, COPY):
+                result.append(Goal(f"{case.name} against {against}, {pages}", pages, case.name, against, limit))
     return result

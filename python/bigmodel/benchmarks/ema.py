@@ -30,13 +30,13 @@ def _build(shape, device):
 
 
 def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
-    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes many small tensors, `sweep` adds nothing."""
     return [
         Case(
             op="ema", mode="update", dtype=torch.float32, shape=shape, bytes=12 * shape[0] * shape[1],
             contenders=(OURS, "foreach"), build=partial(_build, shape), launch_bound=shape == _updates.MANY,
         )
-        for shape in (_updates.large(device, quick), _updates.MANY)
+        for shape in _updates.shapes(device, quick)
     ]  # fmt: skip
 
 

@@ -37,13 +37,13 @@ def _build(mode, shape, device):
 
 
 def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
-    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes many small tensors, `sweep` adds nothing."""
     return [
         Case(
             op="clip_grad_norm", mode=mode, dtype=torch.float32, shape=shape, bytes=BYTES[mode] * shape[0] * shape[1],
             contenders=(OURS, "foreach"), build=partial(_build, mode, shape), launch_bound=False,
         )
-        for shape in (_updates.large(device, quick), _updates.MANY)
+        for shape in _updates.shapes(device, quick)
         for mode in (NORM, CLIP)
     ]  # fmt: skip
 

@@ -27,10 +27,9 @@ def _expected(value, grad):
 
 
 def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case]:
-    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes a tenth of the elements, `sweep` adds nothing."""
-    shapes = [_updates.large(device, quick), _updates.MANY]
+    """The cases for a kind of device, "cpu" or "cuda"; `quick` takes many small tensors, `sweep` adds nothing."""
     make = partial(_updates.case, "sgd", 20, ("fused", "foreach"), _optimizer, _expected)
-    return [make(shape) for shape in shapes]
+    return [make(shape) for shape in _updates.shapes(device, quick)]
 
 
 def goals(device: str) -> list[Goal]:

@@ -1,0 +1,32 @@
+"""The contenders of the optimizer benchmarks compute the same thing: what float64 says a step must leave."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bigmodel.benchmarks import adam, load_group
+from bigmodel.benchmarks.harness import CpuTimer, Effort, measure
+
+ONCE = Effort(seconds=0.0, min_rounds=1, max_rounds=1)
+PEERS = ("bitsandbytes", "deepspeed")  # built or fetched on first use
+
+
+def notes(case):
+    own = tuple(name for name in case.contenders if name not in PEERS)
+    return measure(dataclasses.replace(case, contenders=own), CpuTimer(), ONCE).notes
+
+
+@pytest.mark.parametrize("mode", [adam.STEP, adam.CLIP_EMA, adam.EIGHT_BIT])
+def test_adam(mode):
+    assert notes(adam._case("cpu", mode, torch.float32, (3, 5000))) == {}
+
+
+def test_adam_with_masters():
+    assert notes(adam._case("cpu", adam.MASTERS, torch.bfloat16, (3, 5000))) == {}
+
+
+@pytest.mark.parametrize("group", ["sgd", "adagrad", "ema", "grad_norm"])
+def test_the_others(group):
+    for case in load_group(group).cases("cpu", quick=True):
+        assert notes(case) == {}, case.name
