@@ -304,6 +304,7 @@ def run(rank, cases, folder):
             norms.clear()
             exact.clear()
             case(rank)
+        dist.barrier()  # a process that leaves first would take the connection from the other
     finally:
         dist.destroy_process_group()
 
