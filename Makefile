@@ -83,4 +83,4 @@ wheel: setup  ## build a wheel for this Python in dist/
 
 .PHONY: clean
 clean:  ## remove .venv and everything built, downloaded or written here
-	rm -rf $(VENV) build dist demo-output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist demo-output trainer-output accelerate-output .benchmarks .hypothesis .pytest_cache .ruff_cache .mypy_cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import warnings
 
@@ -79,9 +78,11 @@ def test_is_one_of_torchs_with_its_arguments_and_defaults(cls):
 
     stock = inspect.signature(PAIRS[cls]).parameters
     ours = inspect.signature(cls).parameters
-    assert [(n, p.default, p.kind) for n, p in ours.items() if n in stock] == [
-        (n, p.default, p.kind) for n, p in stock.items()
-    ]
+    assert {n: (p.default, p.kind) for n, p in ours.items() if n in stock} == {
+        n: (p.default, p.kind) for n, p in stock.items()
+    }
+    positional = [[n for n, p in names.items() if p.kind is p.POSITIONAL_OR_KEYWORD] for names in (ours, stock)]
+    assert positional[0] == positional[1]
     extras = [p for n, p in ours.items() if n not in stock]
     assert all(p.kind is p.KEYWORD_ONLY for p in extras)
     instance = cls(parameters())
@@ -257,6 +258,8 @@ def test_lr_schedulers(cls, scheduler):
 
 @each_class
 def test_groups_have_their_own_settings_and_can_be_added(cls):
+    if cls is Adagrad and torch.__version__ < "2.7":
+        pytest.skip("torch 2.6's own Adagrad raises KeyError for a group that is added later")
     ours, theirs = parameters(), parameters()
     for kind, params in ((cls, ours), (PAIRS[cls], theirs)):
         optimizer = kind([{"params": params[:1], "lr": 0.3}, {"params": params[1:3], "weight_decay": 0.5}], lr=0.01)
@@ -375,6 +378,17 @@ def test_capturable_under_cuda_graphs(cls, options):
         uncapturable.step()
 
 
+@each_class
+def test_a_default_dtype_of_float64_changes_no_state(cls):
+    torch.set_default_dtype(torch.float64)
+    try:
+        optimizer = cls(parameters(((7,), (5000,))), max_grad_norm=1.0)
+        steps(optimizer, 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {v.dtype for state in optimizer.state.values() for v in state.values()} <= {torch.float32}
+
+
 def test_public_names():
     assert bigmodel.optim.AdamW is AdamW and bigmodel.clip_grad_norm_ is bigmodel.optim.clip_grad_norm_
     assert set(bigmodel.optim.__all__) == {"AdamW", "Adam", "SGD", "Adagrad", "EMA", "clip_grad_norm_"}
@@ -383,4 +397,3 @@ def test_public_names():
 def test_shapes_of_these_tests_have_what_they_should():
     assert () in SHAPES and any(0 in shape for shape in SHAPES)
     assert not parameters()[4].is_contiguous()
-    gc.collect()

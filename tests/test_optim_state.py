@@ -205,6 +205,16 @@ def test_checkpoints_of_old_torch_with_a_number_for_the_step():
     assert optimizer.state[params[0]]["step"].item() == 8
 
 
+def test_counts_of_steps_are_float32_and_not_shared_with_what_was_loaded():
+    first, second = AdamW(parameters(((3,),))), AdamW(parameters(((3,),)))
+    steps(first, 1)
+    first.state_dict()["state"][0]["step"] = first.state_dict()["state"][0]["step"].double()
+    second.load_state_dict(first.state_dict())
+    steps(second, 1)
+    counts = [next(iter(o.state.values()))["step"] for o in (first, second)]
+    assert [c.item() for c in counts] == [1, 2] and counts[1].dtype is torch.float32
+
+
 def test_mismatched_groups_are_refused_as_in_torch():
     saved = AdamW(parameters(((3,),))).state_dict()
     with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):

@@ -116,7 +116,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._totals: dict[Any, TableCache] = {}
         self._started = False
         self.__dict__.setdefault("grad_norm", None)
-        self.__dict__.setdefault("skipped_steps", torch.zeros(()))
+        self.__dict__.setdefault("skipped_steps", torch.zeros((), dtype=torch.float32))
 
     @classmethod
     def _name(cls) -> str:
@@ -234,7 +234,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             lr = group["lr"]
             if (isinstance(lr, Tensor) and not lr.is_cpu) or lr != 0:
                 return False
-        if any("step" in state and state["step"] != 0 for state in self.state.values()):
+        if any(state and state.get("step", 1) != 0 for state in self.state.values()):
             return False
         home = next(iter(parts))[0]
         return bool(_total.total(parts, math.inf, home) == 0)

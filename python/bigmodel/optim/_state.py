@@ -48,10 +48,6 @@ def moment_dtype(param: Tensor, name: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "param": param.dtype}.get(name, wide(param))
 
 
-def zeros(param: Tensor, dtype: torch.dtype) -> Tensor:
-    return _fresh(param, dtype).zero_()
-
-
 def _fresh(param: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for a state, in huge pages where it is large: a step goes through all of it."""
     value = torch.empty_like(param, dtype=dtype, memory_format=torch.preserve_format)
@@ -66,9 +62,9 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
         if dtype is torch.uint8:
             state[name] = _fresh(param, dtype).fill_(zero_code(SIGNED[name]))
             blocks = -(-local(param).numel() // QUANT_BLOCK)
-            state[f"{name}_scale"] = torch.zeros(blocks, device=local(param).device)
+            state[f"{name}_scale"] = torch.zeros(blocks, dtype=torch.float32, device=local(param).device)
         else:
-            state[name] = zeros(param, dtype).fill_(first)
+            state[name] = _fresh(param, dtype).fill_(first)
     elif value.dtype is not dtype:
         if value.dtype is torch.uint8:
             value = decoded(state, name)

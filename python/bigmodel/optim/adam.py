@@ -92,7 +92,7 @@ class _Adam(FusedOptimizer):
 
     def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" not in state:
-            state["step"] = torch.full((), self._first_step(group), device=local(param).device)
+            state["step"] = torch.full((), self._first_step(group), dtype=torch.float32, device=local(param).device)
         dtype = _state.moment_dtype(param, group.get("state_dtype", "float32"))
         _state.conform(state, "exp_avg", param, dtype)
         _state.conform(state, "exp_avg_sq", param, dtype)

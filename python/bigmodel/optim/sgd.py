@@ -52,7 +52,7 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         began = state.get("momentum_buffer") is not None
         _state.conform(state, "momentum_buffer", param, _state.wide(param))
         if group["dampening"] != 0 and "started" not in state:
-            state["started"] = torch.full((), float(began), device=local(param).device)
+            state["started"] = torch.full((), float(began), dtype=torch.float32, device=local(param).device)
 
     def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         rows, group = self._ready(batch), batch.group
