@@ -79,9 +79,12 @@ class Search:
         return self
 
     def run(self, start: dict[int, tuple] | None = None) -> Search:
-        """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes."""
+        """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes.
+
+        start: a plan of another stage, taken as incumbent if it keeps this stage's windows.
+        """
         try:
-            if start is not None:
+            if start is not None and self._inside(start):
                 self._offer(_state_of(self.inst, start))
             self._relax()
             if not self.infeasible and not self.closed():
@@ -90,22 +93,35 @@ class Search:
             self.cut = True
         return self
 
+    def _inside(self, start: dict[int, tuple]) -> bool:
+        jobs = self.inst.jobs
+        return all(jobs[j].first <= use[0][0] and use[-1][0] < jobs[j].last for j, use in start.items())
+
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _relax(self) -> None:
+        """The relaxation, and while it runs a first plan without its prices."""
         program = bounds.relaxation(self.inst)
+        self.worker.begin("linprog", program | {"method": "highs-ipm"})
+        begin = time.monotonic()
+        self._offer(construct(self.inst, self.prices, 0.0, self.tick))
         try:
-            limit = max(0.3, 0.6 * self.left())
-            found = self.worker.call("linprog", program | {"method": "highs-ipm"}, limit)
+            found = self.worker.finish(max(0.0, 0.6 * (self.end - begin) - (time.monotonic() - begin)))
         except Overdue:
             self.cut = True
             return
         if found["status"] == 2:
-            again = self.worker.call("linprog", program | {"method": "highs", "options": {"presolve": False}}, self.left())
+            again = self._linprog(program | {"method": "highs", "options": {"presolve": False}})
             self.infeasible = again["status"] == 2
         elif found["status"] == 0:
             self.prices = bounds.read_prices(self.inst, found["value"], found["marginals"])
             self._raise(found["value"] - 1e-7 * abs(found["value"]))
+
+    def _linprog(self, program: dict) -> dict:
+        try:
+            return self.worker.call("linprog", program, self.left())
+        except Overdue:
+            raise TimeUp from None
 
     def _search(self) -> None:
         state = self._first()
@@ -183,7 +199,7 @@ class Search:
                 best, centre, stuck = value, current, 0
             else:
                 stuck += 1
-            master = self.worker.call("linprog", columns.master(penalty) | {"method": "highs"}, self.left())
+            master = self._linprog(columns.master(penalty) | {"method": "highs"})
             if master["status"] != 0:
                 break
             if round_ % 4 == 0 or new == 0:
