@@ -14,7 +14,7 @@ _HOMES = {
     "revert": "bigmodel.convert",
     "ConvertReport": "bigmodel.convert",
 }
-_MODULES = ("compat", "nn", "ops")
+_MODULES = ("compat", "nn", "ops", "schedule")
 
 __version__ = "0.1.0"
 __all__ = [*_HOMES, *_MODULES]

@@ -10,7 +10,12 @@ from bigmodel.schedule import Job, Pool, Problem, Rate, check
 def one(pool=None, job=None, slots=6, **more):
     pool = Pool(**{"name": "p", "count": 4, "price": 1.0} | (pool or {}))
     points = (Rate(pool="p", devices=1, rate=1 / 3600), Rate(pool="p", devices=2, rate=2 / 3600))
-    return Problem(slots=slots, pools=(pool,), jobs=(Job(**{"name": "j", "work": 2.0, "throughput": points} | (job or {})),), **more)
+    return Problem(
+        slots=slots,
+        pools=(pool,),
+        jobs=(Job(**{"name": "j", "work": 2.0, "throughput": points} | (job or {})),),
+        **more,
+    )
 
 
 def held(*devices):

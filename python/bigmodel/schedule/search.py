@@ -1,7 +1,7 @@
-"""One stage of the objective: an incumbent first and always kept, then better ones and a better bound until gap or time.
+"""One stage of the objective: an incumbent first and always kept, then better ones and bounds until gap or time.
 
-    relaxation -> prices -> construct -> one programme, if small; else columns, neighbourhoods by dynamic programming
-    and by milp -> Lagrangian bound at the best prices
+relaxation -> prices -> construct -> one programme, if small; else columns, neighbourhoods by dynamic programming
+and by milp -> Lagrangian bound at the best prices
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Search:
             again = self._linprog(program | {"method": "highs", "options": {"presolve": False}})
             self.infeasible = again["status"] == 2
         elif found["status"] == 0:
-            self.prices = bounds.read_prices(self.inst, found["value"], found["marginals"])
+            self.prices = bounds.read_prices(self.inst, found["marginals"])
             self._raise(found["value"] - 1e-7 * abs(found["value"]))
 
     def _linprog(self, program: dict) -> dict:
@@ -189,7 +189,7 @@ class Search:
         stop = time.monotonic() + 0.45 * self.left()
         penalty = self._penalty(state, _MILD)
         for round_ in range(_ROUNDS):
-            value, new, shared = self._offset(current), 0, current.shared(inst)
+            value, new, shared = current.rent(inst), 0, current.shared(inst)
             for data in inst.jobs:
                 self.tick()
                 found = cheapest(inst, data, current.unit(inst, data.index, shared), free)
@@ -208,7 +208,7 @@ class Search:
             self.cut |= late
             if late or (new == 0 and current is centre) or master["value"] - best <= 0.1 * self.gap * abs(best):
                 break
-            current = _mixed(centre, columns.prices(master["marginals"], master["value"]))
+            current = _mixed(centre, columns.prices(master["marginals"]))
         self.prices = centre
         self._certify(centre)
 
@@ -226,7 +226,7 @@ class Search:
         self._offer(state)
 
     def _certify(self, prices: Prices) -> None:
-        value, _ = bounds.lagrangian(self.inst, prices, self.tick)
+        value = bounds.lagrangian(self.inst, prices, self.tick)
         if value == np.inf:
             self.infeasible = True
         else:
@@ -293,7 +293,8 @@ class Search:
         inst = self.inst
         seed = int(rng.integers(len(inst.jobs)))
         near = [d.index for d in inst.jobs if d.last > inst.jobs[seed].first and d.first < inst.jobs[seed].last]
-        members, size = [], 0
+        members: list[int] = []
+        size = 0
         for j in [seed, *rng.permutation(near).tolist()]:
             data = inst.jobs[j]
             size += (data.last - data.first) * max(1, len(data.pool)) * (3 if data.switches else 1)
@@ -320,11 +321,6 @@ class Search:
         return max(0.05, min(_MILP_SECONDS / 2, self.left()))
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-
-    def _offset(self, prices: Prices) -> float:
-        limits = sum(prices.limit[row] * limit.most for row, limit in enumerate(self.inst.stage.limits))
-        quotas = sum(float(prices.quota[g].sum()) * limit for g, (_, limit) in enumerate(self.inst.groups))
-        return -float((prices.capacity * self.inst.count).sum()) - quotas - float(limits)
 
     def _offer(self, state: State) -> None:
         missing, over, value = state.score()

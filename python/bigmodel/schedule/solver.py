@@ -193,7 +193,8 @@ class _Solve:
         seconds = time.monotonic() - self.begin
         status = _status(results, self.interrupted, self.cut, self.gap, seconds)
         complete = not (self.cut or self.interrupted)
-        return Plan(self.problem, allocation, status, results, complete, seconds, _notes(account), self.shadow)
+        notes = _notes(account)
+        return Plan(self.problem, allocation, status, results, complete, seconds, notes, shadow=self.shadow)
 
     def _measured(self, account: rules.Account, result: StageResult) -> StageResult:
         """The stage's value as the rules find it in the plan that is returned."""

@@ -38,9 +38,12 @@ def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
     Does not know lateness or stability.
     """
     h, left, cost = inst.h, data.work, 0.0
-    rate = {(int(p), int(n)): (r, u) for p, n, r, u in zip(data.pool, data.devices, data.rate, data.startup, strict=True)}
+    rate = {
+        (int(p), int(n)): (r, u) for p, n, r, u in zip(data.pool, data.devices, data.rate, data.startup, strict=True)
+    }
     running, job = data.job.running, data.job
-    lost, before, started = 0.0, (), job.started
+    lost, started = 0.0, job.started
+    before: tuple[tuple[int, int], ...] = ()
     by_slot: dict[int, list[tuple[int, int]]] = {}
     for slot, p, n in use:
         by_slot.setdefault(slot, []).append((p, n))
