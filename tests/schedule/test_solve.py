@@ -93,7 +93,7 @@ def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
 
 
 def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
-    """Two jobs of two hours by slot 2, one cheap device: one of them pays 3 an hour more, and so the cheap one's rent."""
+    """Two jobs of two hours by slot 2, one cheap device: one pays 3 an hour more, the rent of the cheap."""
     points = tuple(Rate(pool=p, devices=1, rate=1 / 3600) for p in ("cheap", "dear"))
     jobs = tuple(Job(name=f"j{i}", work=2.0, throughput=points) for i in range(2))
     pools = (Pool(name="cheap", count=1, price=1.0), Pool(name="dear", count=2, price=4.0))
