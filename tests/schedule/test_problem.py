@@ -93,7 +93,7 @@ def test_example_is_the_shipped_one():
     "text, words",
     [
         ("slots = [", "a.toml: "),
-        ("slots = 3\npools = []", "jobs: is missing"),
+        ("slots = 3\npools = [{ name = 'p', count = 1 }]", "jobs: is empty"),
         ("slots = 3\npools = 4\njobs = []", "pools: must be a list of tables, got 4"),
         ("slots = 3\npools = [{ name = 'p' }]\njobs = []", "pools[0].count: is missing"),
         ("slots = 3\npools = [{ name = 'p', count = 1, cost = 2 }]\njobs = []", "pools[0].cost: is no field"),

@@ -16,7 +16,7 @@ from bigmodel.schedule.state import State
 from bigmodel.schedule.worker import shared
 
 FAMILIES = ("deadlines", "capacity", "budgets")
-_MODEL = 80000  # columns up to which an elastic programme is solved
+_MODEL = 40000  # columns up to which an elastic programme is solved
 _ROUNDING = 1.0005  # budgets are told a little above the least that was found
 
 

@@ -92,8 +92,11 @@ class _Solve:
             return
         stage = stage_for(self.problem, {"cost": 1.0})
         stage = replace(stage, drops=objective.order[0] == "cost")
-        for index, measure in enumerate(objective.order):
-            end = time.monotonic() + (self.end - time.monotonic()) / (len(objective.order) - index)
+        order = objective.order
+        if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
+            order = (*order, "cost")  # among the fairest, the cheapest
+        for index, measure in enumerate(order):
+            end = time.monotonic() + (self.end - time.monotonic()) / (len(order) - index)
             if measure in SEPARABLE:
                 stage = self._separable(stage, measure, end)
             else:
