@@ -153,10 +153,10 @@ class Table:
         """The cheapest schedule from the job's state at the window's beginning; cost is inf where there is none."""
         data, job = self.data, self.data.job
         options: list[tuple[float, tuple]] = []
-        if job.running is not None and data.running in self.keep and self.first <= self._now():
+        if job.running is not None and data.running in self.keep:  # its window begins at Problem.now
             k = data.running
             plan = self._commit(k, job.running.setup_left, least=max(1, job.min_run - job.running.slots))
-            options.append((self._one(k, 0, plan), ("start", k, plan, 0)))
+            options.append((self._cost(k, 0, plan, self.units), ("start", k, plan, 0)))
         leaves = job.running is None or (job.preemptible and job.running.slots >= job.min_run)
         if leaves or data.running is None:
             moved = self.stability if job.running is not None else 0.0
@@ -169,9 +169,6 @@ class Table:
         except _Short:
             return Schedule(np.inf, ())
 
-    def _now(self) -> int:
-        return self.first  # build() opens no window before Problem.now, and a running job is released
-
     def _first_starts(self) -> list[tuple[float, tuple]]:
         """The cheapest start of every configuration in every slot, the first losing no restart."""
         restart = self.data.job.restart if self.data.job.started else 0.0
@@ -181,15 +178,14 @@ class Table:
         found = []
         for k in self.keep:
             plan = self._commit(k, float(self.data.startup[k]) + restart)
-            cost, s = min(((self._one(k, s, plan), s) for s in range(self.last - self.first)), default=(np.inf, 0))
+            cost, s = min(
+                ((self._cost(k, s, plan, self.units), s) for s in range(self.last - self.first)), default=(np.inf, 0)
+            )
             found.append((cost, ("start", k, plan, s)))
         return found
 
-    def _one(self, k: int, s: int, plan: list[tuple[int, float]]) -> float:
-        """What starting configuration k in slot s costs with all the work left."""
-        return self._cost(k, s, plan, self.units)
-
     def _cost(self, k: int, s: int, plan: list[tuple[int, float]], units: int) -> float:
+        """What starting configuration k in slot s costs with so many units left."""
         paid = 0.0
         for q, (done, lost) in enumerate(plan):
             if s + q >= self.last - self.first:

@@ -26,7 +26,7 @@ _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
-_MILP_SECONDS = 4.0
+_MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
 _SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
@@ -134,7 +134,7 @@ class Search:
             self._certify(self.prices)
         size = self._size()
         if size <= _TINY_MODEL:
-            self._exact(_MILP_SECONDS / 4)
+            self._exact(_MILP_SECONDS / 2)
         columns = Columns(self.inst)
         if not self.closed() and not self.infeasible:
             self._generate(columns, state)
@@ -318,7 +318,7 @@ class Search:
         return trial
 
     def _moment(self) -> float:
-        return max(0.05, min(_MILP_SECONDS / 2, self.left()))
+        return max(0.05, min(_MILP_SECONDS, self.left()))
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from bigmodel.schedule import fill, path
+from bigmodel.schedule import fill, path, rules
 from bigmodel.schedule.instance import Instance, JobData
 from bigmodel.schedule.path import Schedule
 
@@ -127,9 +127,7 @@ class State:
         if weights.get("carbon"):
             total += weights["carbon"] * real_cost(self.inst, data, use, problem.carbon)
         if weights.get("lateness"):
-            from bigmodel.schedule.rules import late_hours
-
-            total += weights["lateness"] * data.job.priority * late_hours(problem, data.job, finish)
+            total += weights["lateness"] * data.job.priority * rules.late_hours(problem, data.job, finish)
         return total
 
     def remove(self, j: int) -> tuple[tuple[int, int, int], ...]:
