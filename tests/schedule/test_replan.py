@@ -51,6 +51,13 @@ def test_measured_progress_and_throughput_count():
     assert replace(new.problem.jobs[0]).throughput[-1].source == "measured"
 
 
+def test_what_runs_may_go_on_to_a_deadline_that_a_new_start_would_miss():
+    old = problem(deadline=9)
+    old = replace(old, pools=tuple(replace(pool, startup_hours=3.0) for pool in old.pools))
+    new = schedule.solve(old, gap=0.0).replan(8, gap=0.0)
+    assert new.finish == {"long": 9} and new.notes == ("throughput is assumed, not measured: long",)
+
+
 def test_failed_cancelled_new_and_dearer():
     old = plan(checkpoint_every=1.0)
     now = old.start["long"] + 2

@@ -138,7 +138,8 @@ def fastest_slots(problem: Problem, job: Job) -> int:
         if hourly and job.mix_pools:
             total += max(hourly.values())
         elif hourly:
-            hours = pool.startup_hours + (job.work - job.done) / max(hourly.values())
+            startup = 0.0 if job.running is not None else pool.startup_hours  # what runs may go on
+            hours = startup + (job.work - job.done) / max(hourly.values())
             best = min(best, int(np.ceil(hours / problem.slot_hours - TOLERANCE)))
     if total:
         best = int(np.ceil((job.work - job.done) / total / problem.slot_hours - TOLERANCE))
