@@ -166,13 +166,13 @@ class Search:
         return Model(inst, members, free, {j: state.window(j) for j in members}, room)
 
     def _exact(self, limit: float) -> None:
-        """The whole programme, told to beat the incumbent."""
+        """The whole programme."""
         inst = self.inst
         self.tick()
         if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
             return
         model = self._model(range(len(inst.jobs)), State(inst))
-        answer = mip.solve(self.worker, model.program(), min(limit, self.left()), gap=min(self.gap, 1e-6))
+        answer = self._mip(model.program(), limit, gap=min(self.gap, 1e-6))
         if answer.infeasible:
             self.infeasible = True
             return
@@ -185,7 +185,7 @@ class Search:
         inst, free = self.inst, self.inst.free()
         for j, schedule in state.schedules.items():
             columns.add(j, schedule.use)
-        centre, current, best, stuck = self.prices, self.prices, -np.inf, 0
+        centre, current, best = self.prices, self.prices, -np.inf
         stop = time.monotonic() + 0.45 * self.left()
         penalty = self._penalty(state, _MILD)
         for round_ in range(_ROUNDS):
@@ -196,9 +196,7 @@ class Search:
                 value += min(found.cost, data.drop)
                 new += columns.add(data.index, found.use)
             if value > best:
-                best, centre, stuck = value, current, 0
-            else:
-                stuck += 1
+                best, centre = value, current
             master = self._linprog(columns.master(penalty) | {"method": "highs"})
             if master["status"] != 0:
                 break
@@ -282,7 +280,7 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = mip.solve(self.worker, program, self._moment(), gap=self.gap / 4, nodes=_NODES)
+        answer = self._mip(program, _MILP_SECONDS, gap=self.gap / 4, nodes=_NODES)
         if answer.x is None:
             return None
         chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
@@ -309,7 +307,7 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = mip.solve(self.worker, model.program(), self._moment(), nodes=_NODES)
+        answer = self._mip(model.program(), _MILP_SECONDS, nodes=_NODES)
         if answer.x is None:
             return None
         for j, use in model.read(answer.x).items():
@@ -317,8 +315,13 @@ class Search:
                 trial.put(j, use)
         return trial
 
-    def _moment(self) -> float:
-        return max(0.05, min(_MILP_SECONDS, self.left()))
+    def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
+        limit = max(0.05, min(limit, self.left()))
+        begin = time.monotonic()
+        answer = mip.solve(self.worker, program, limit, **options)
+        if not answer.closed and time.monotonic() - begin >= 0.9 * limit:
+            self.cut = True  # by the clock, so another run may end elsewhere
+        return answer
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
