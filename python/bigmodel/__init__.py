@@ -20,7 +20,7 @@ _HOMES = {
     "ConvertReport": "bigmodel.convert",
     "release_memory": "bigmodel._memory",
 }
-_MODULES = ("compat", "nn", "ops", "optim")
+_MODULES = ("compat", "nn", "ops", "optim", "schedule")
 
 __version__ = "0.1.0"
 __all__ = [*_HOMES, *_MODULES]

@@ -34,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_info)
 
     command = commands.add_parser("bench", help="time the ops against stock torch, torch.compile and a copy")
-    command.add_argument("group", choices=GROUPS, help="which ops")
+    command.add_argument("group", nargs="?", choices=(*GROUPS, "plan"), help="which ops, or the planner's gaps")
+    command.add_argument(
+        "--throughput",
+        action="store_true",
+        help="tokens/s of a training step on this machine, as `bigmodel plan` reads it",
+    )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where it is usable")
     command.add_argument("--quick", action="store_true", help="few cases, few rounds: under a minute, rough figures")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
@@ -57,6 +62,12 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    if arguments.throughput:
+        return _throughput(arguments)
+    if arguments.group is None:
+        raise ValueError("which benchmark? Name a group, or give --throughput.")
+    if arguments.group == "plan":
+        return _bench_plan(arguments)
     from bigmodel.benchmarks import plot, run
 
     for path in (arguments.json, arguments.plot):
@@ -70,3 +81,22 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(report.to_markdown(), end="")
     if arguments.plot is not None:
         plot.save(report, arguments.plot)
+
+
+def _throughput(arguments: argparse.Namespace) -> None:
+    from bigmodel.benchmarks import throughput
+
+    if arguments.group is not None or arguments.plot is not None:
+        raise ValueError("--throughput takes no group and no --plot.")
+    points = throughput.measure(arguments.device, quick=arguments.quick)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"throughput": points}, indent=1) + "\n")
+    print(throughput.to_toml(points), end="")
+
+
+def _bench_plan(arguments: argparse.Namespace) -> None:
+    from bigmodel.benchmarks import planner
+
+    if arguments.device is not None or arguments.plot is not None:
+        raise ValueError("plan takes no --device and no --plot.")
+    print(planner.run(quick=arguments.quick, path=arguments.json))

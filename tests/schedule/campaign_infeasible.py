@@ -1,6 +1,6 @@
 """Feasible problems broken in one planted way: is that way among the suggestions, and does every suggestion work?
 
-    python tests/schedule/campaign_infeasible.py FIRST LAST [--json FILE]
+python tests/schedule/campaign_infeasible.py FIRST LAST [--json FILE]
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def plant(seed: int) -> tuple[Problem, str, str]:
         hours = rng.uniform(1.5, slots / 5)
         points = tuple(Rate(pool=pool, devices=n, rate=float(n)) for n in (2, 4))
         more = {"min_run": 2, "restart": 0.25} if rng.random() < 0.4 else {}
-        jobs.append(Job(name=f"job-{j}", work=hours * 4 * 3600, throughput=points, deadline=slots - rng.randint(0, 2), **more))
+        jobs.append(
+            Job(name=f"job-{j}", work=hours * 4 * 3600, throughput=points, deadline=slots - rng.randint(0, 2), **more)
+        )
     problem = Problem(slots=slots, pools=pools, jobs=tuple(jobs))
     base = schedule.solve(problem, time_limit=5, gap=0.05)
     j = rng.randrange(len(jobs))
@@ -44,7 +46,12 @@ def plant(seed: int) -> tuple[Problem, str, str]:
         # Three jobs want half a pool each by the same time.
         due = rng.randint(5, slots // 2)
         crowd = [
-            Job(name=f"crowd-{i}", work=due * 4 * 3600 * 0.9, deadline=due, throughput=(Rate(pool="a100", devices=4, rate=4.0),))
+            Job(
+                name=f"crowd-{i}",
+                work=due * 4 * 3600 * 0.9,
+                deadline=due,
+                throughput=(Rate(pool="a100", devices=4, rate=4.0),),
+            )
             for i in range(3)
         ]
         return replace(problem, jobs=(*jobs, *crowd)), cause, "a deadline of"

@@ -18,7 +18,7 @@ from bigmodel import schedule
 
 
 def trial(seed: int, seconds: float = 1.0) -> str:
-    """"good", "good, tiny", "unknown", or a sentence that says what is wrong."""
+    """ "good", "good, tiny", "unknown", or a sentence that says what is wrong."""
     tiny = seed % 1000 < 100
     problem, planted = reference.random_problem(seed, tiny)
     wrong, planted_cost = reference.broken(problem, planted)

@@ -1,6 +1,6 @@
 """Policies over seeded traces of spot prices and interruptions, against the clairvoyant bound.
 
-    python tests/schedule/campaign_traces.py FIRST LAST [--json FILE]
+python tests/schedule/campaign_traces.py FIRST LAST [--json FILE]
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ def problem(seed: int, slots: int = 72, jobs: int = 8) -> Problem:
         ]
         made.append(
             Job(
-                name=f"job-{j}", work=base * 3600 * hours, throughput=tuple(points), release=release, deadline=deadline,
-                checkpoint_every=0.5, restart=0.1,
+                name=f"job-{j}",
+                work=base * 3600 * hours,
+                throughput=tuple(points),
+                release=release,
+                deadline=deadline,
+                checkpoint_every=0.5,
+                restart=0.1,
             )  # fmt: skip
         )
     return Problem(slots=slots, pools=pools, jobs=tuple(made))

@@ -127,7 +127,7 @@ def broken(problem, allocation):
 def brute_force(problem):
     """The least cost over every allocation, and None where there is none. For tiny problems without mix_pools."""
     options = []
-    for j, job in enumerate(problem.jobs):
+    for job in problem.jobs:
         choices = [None] + [
             (p, n)
             for p, pool in enumerate(problem.pools)
@@ -200,7 +200,11 @@ def _attempt(rng, tiny):
         costs.append(cost)
         finish.append(int(np.flatnonzero(row.any(axis=0))[-1]) + 1)
         total += cost
-    quota = int(table[[*range(names)]][:, [p for p, pool in enumerate(pools) if pool.quota_group]].sum(axis=(0, 1)).max(initial=0))
+    quota = int(
+        table[[*range(names)]][:, [p for p, pool in enumerate(pools) if pool.quota_group]]
+        .sum(axis=(0, 1))
+        .max(initial=0)
+    )
     quotas = {"q": max(1, quota + rng.randint(0, 2))} if any(pool.quota_group for pool in pools) else {}
     budget = total * rng.uniform(1.0, 1.3) + 0.01 if rng.random() < 0.2 else None
     problem = Problem(slots=slots, slot_hours=h, pools=tuple(pools), jobs=tuple(jobs), quotas=quotas, budget=budget)
@@ -220,7 +224,9 @@ def _job(rng, j, pools, free, slots, h, finish, jobs, tiny, price):
         return None, None, None
     base, power = rng.uniform(1, 50), 1.0 if mix else rng.uniform(0.7, 1.0)
     speed = {p: rng.uniform(0.5, 2) for p in usable}
-    throughput = tuple(Rate(pool=pools[p].name, devices=n, rate=base * speed[p] * n**power) for p in usable for n in counts)
+    throughput = tuple(
+        Rate(pool=pools[p].name, devices=n, rate=base * speed[p] * n**power) for p in usable for n in counts
+    )
     after, first = (), 0
     if jobs and rng.random() < 0.25:
         before = rng.randrange(len(jobs))

@@ -1,6 +1,6 @@
 """A one-node Slurm on this machine, from Debian's packages, as root and without systemd: for tests, never for work.
 
-    python tests/schedule/slurm_cluster.py      # starts it, submits an emitted plan, shows the order of its runs
+python tests/schedule/slurm_cluster.py      # starts it, submits an emitted plan, shows the order of its runs
 """
 
 from __future__ import annotations
@@ -121,9 +121,8 @@ def _configure(run: Path, gpus: int) -> None:
     (run / "slurm.conf").write_text(text)
     # With Count alone the node goes INVAL: each device needs a file, and any character device will do.
     devices = [run / "devices" / f"gpu{index}" for index in range(gpus)]
-    for index, device in enumerate(devices):
+    for device in devices:
         os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
-        del index
     (run / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in devices))
     (run / "cgroup.conf").write_text("CgroupAutomount=no\n")
 

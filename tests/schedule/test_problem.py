@@ -20,50 +20,53 @@ RATE = Rate(pool="p", devices=2, rate=10.0)
 def problem(pool=None, job=None, jobs=None, **more):
     pool = Pool(**{"name": "p", "count": 4} | (pool or {}))
     jobs = [{}] if jobs is None else jobs
-    made = [Job(**{"name": f"j{i}", "work": 10.0, "throughput": (RATE,)} | (job or {}) | extra) for i, extra in enumerate(jobs)]
+    made = [
+        Job(**{"name": f"j{i}", "work": 10.0, "throughput": (RATE,)} | (job or {}) | extra)
+        for i, extra in enumerate(jobs)
+    ]
     return Problem(**{"slots": 24, "pools": (pool,), "jobs": tuple(made)} | more)
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (dict(slots=0), "slots: is 0"),
-        (dict(slot_hours=float("nan")), "slot_hours: is nan"),
-        (dict(tz="Mars/Olympus"), "tz: 'Mars/Olympus' is no known"),
-        (dict(start="yesterday"), "start: 'yesterday' is no ISO time"),
-        (dict(pool=dict(price=-1.0)), "pools[0].price: is -1.0"),
-        (dict(pool=dict(price=[1.0] * 23)), "pools[0].price: a list of numbers is a 24-hour profile, got 23"),
-        (dict(pool=dict(price=[{"from": 3, "value": 1.0}])), "pools[0].price: no range gives a value for slot 0"),
-        (dict(pool=dict(price={"csv": "none.csv", "column": "x"})), "pools[0].price.csv: cannot read none.csv"),
-        (dict(pool=dict(count=2.5)), "pools[0].count: 2.5 is not a whole number"),
-        (dict(pool=dict(count={"slots": [1, 2]})), "pools[0].count: needs one value for each of the 24 slots, got 2"),
-        (dict(pool=dict(ownership="mine")), "pools[0].ownership: is 'mine'"),
-        (dict(pool=dict(quota_group="g")), "pools[0].quota_group: 'g' is not in quotas"),
-        (dict(pool=dict(pue=0.5)), "pools[0].pue: is 0.5"),
-        (dict(pool=dict(name="a;b")), "pools[0].name: is 'a;b'"),
-        (dict(job=dict(name="$(rm -rf x)")), "jobs[0].name: is '$(rm -rf x)'"),
-        (dict(jobs=[{}, {"name": "j0"}]), "jobs[1].name: 'j0' is the name of jobs[0] too"),
-        (dict(job=dict(work=float("inf"))), "jobs[0].work: is inf"),
-        (dict(job=dict(work="much")), "jobs[0].work: must be a number, got 'much'"),
-        (dict(job=dict(throughput=())), "jobs[0].throughput: is empty"),
-        (dict(job=dict(throughput=(Rate(pool="q", devices=1, rate=1.0),))), "jobs[0].throughput[0].pool: is 'q'"),
-        (dict(job=dict(throughput=(RATE, RATE))), "jobs[0].throughput[1]: 2 devices of 'p' have a rate already"),
-        (dict(job=dict(throughput=(Rate(pool="p", devices=0, rate=1.0),))), "jobs[0].throughput[0].devices: is 0"),
-        (dict(job=dict(release=24)), "jobs[0].release: is slot 24"),
-        (dict(job=dict(release=5, deadline=5)), "jobs[0].deadline: slot 5 leaves no slot"),
-        (dict(job=dict(deadline="soon")), "jobs[0].deadline: 'soon' is no ISO time"),
-        (dict(job=dict(soft=True)), "jobs[0].soft: needs a deadline"),
-        (dict(job=dict(min_run=0)), "jobs[0].min_run: is 0"),
-        (dict(job=dict(after=("nobody",))), "jobs[0].after[0]: is 'nobody'"),
-        (dict(jobs=[{"after": ("j1",)}, {"after": ("j0",)}]), "jobs[0].after: 'j0' waits for itself through 'j1'"),
-        (dict(job=dict(mix_pools=True, restart=1.0)), "jobs[0].mix_pools: a job that mixes pools"),
-        (dict(job=dict(done=10.0)), "jobs[0].done: is 10 of 10"),
-        (dict(job=dict(running=Running(pool="p", devices=2, slots=1))), "jobs[0].started: must be true"),
-        (dict(job=dict(env={"a b": "c"})), "jobs[0].env: 'a b'"),
-        (dict(budgets={"nobody": 3.0}), "budgets.nobody: no job has this owner"),
-        (dict(objective=schedule.Objective(order=("speed",))), "objective.order[0]: is 'speed'"),
-        (dict(objective=schedule.Objective(weights={"cost": -1.0})), "objective.weights.cost: is -1.0"),
-        (dict(now=24), "now: is 24"),
+        ({"slots": 0}, "slots: is 0"),
+        ({"slot_hours": float("nan")}, "slot_hours: is nan"),
+        ({"tz": "Mars/Olympus"}, "tz: 'Mars/Olympus' is no known"),
+        ({"start": "yesterday"}, "start: 'yesterday' is no ISO time"),
+        ({"pool": {"price": -1.0}}, "pools[0].price: is -1.0"),
+        ({"pool": {"price": [1.0] * 23}}, "pools[0].price: a list of numbers is a 24-hour profile, got 23"),
+        ({"pool": {"price": [{"from": 3, "value": 1.0}]}}, "pools[0].price: no range gives a value for slot 0"),
+        ({"pool": {"price": {"csv": "none.csv", "column": "x"}}}, "pools[0].price.csv: cannot read none.csv"),
+        ({"pool": {"count": 2.5}}, "pools[0].count: 2.5 is not a whole number"),
+        ({"pool": {"count": {"slots": [1, 2]}}}, "pools[0].count: needs one value for each of the 24 slots, got 2"),
+        ({"pool": {"ownership": "mine"}}, "pools[0].ownership: is 'mine'"),
+        ({"pool": {"quota_group": "g"}}, "pools[0].quota_group: 'g' is not in quotas"),
+        ({"pool": {"pue": 0.5}}, "pools[0].pue: is 0.5"),
+        ({"pool": {"name": "a;b"}}, "pools[0].name: is 'a;b'"),
+        ({"job": {"name": "$(rm -rf x)"}}, "jobs[0].name: is '$(rm -rf x)'"),
+        ({"jobs": [{}, {"name": "j0"}]}, "jobs[1].name: 'j0' is the name of jobs[0] too"),
+        ({"job": {"work": float("inf")}}, "jobs[0].work: is inf"),
+        ({"job": {"work": "much"}}, "jobs[0].work: must be a number, got 'much'"),
+        ({"job": {"throughput": ()}}, "jobs[0].throughput: is empty"),
+        ({"job": {"throughput": (Rate(pool="q", devices=1, rate=1.0),)}}, "jobs[0].throughput[0].pool: is 'q'"),
+        ({"job": {"throughput": (RATE, RATE)}}, "jobs[0].throughput[1]: 2 devices of 'p' have a rate already"),
+        ({"job": {"throughput": (Rate(pool="p", devices=0, rate=1.0),)}}, "jobs[0].throughput[0].devices: is 0"),
+        ({"job": {"release": 24}}, "jobs[0].release: is slot 24"),
+        ({"job": {"release": 5, "deadline": 5}}, "jobs[0].deadline: slot 5 leaves no slot"),
+        ({"job": {"deadline": "soon"}}, "jobs[0].deadline: 'soon' is no ISO time"),
+        ({"job": {"soft": True}}, "jobs[0].soft: needs a deadline"),
+        ({"job": {"min_run": 0}}, "jobs[0].min_run: is 0"),
+        ({"job": {"after": ("nobody",)}}, "jobs[0].after[0]: is 'nobody'"),
+        ({"jobs": [{"after": ("j1",)}, {"after": ("j0",)}]}, "jobs[0].after: 'j0' waits for itself through 'j1'"),
+        ({"job": {"mix_pools": True, "restart": 1.0}}, "jobs[0].mix_pools: a job that mixes pools"),
+        ({"job": {"done": 10.0}}, "jobs[0].done: is 10 of 10"),
+        ({"job": {"running": Running(pool="p", devices=2, slots=1)}}, "jobs[0].started: must be true"),
+        ({"job": {"env": {"a b": "c"}}}, "jobs[0].env: 'a b'"),
+        ({"budgets": {"nobody": 3.0}}, "budgets.nobody: no job has this owner"),
+        ({"objective": schedule.Objective(order=("speed",))}, "objective.order[0]: is 'speed'"),
+        ({"objective": schedule.Objective(weights={"cost": -1.0})}, "objective.weights.cost: is -1.0"),
+        ({"now": 24}, "now: is 24"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_its_path(arguments, words):
@@ -90,7 +93,7 @@ def test_example_is_the_shipped_one():
     "text, words",
     [
         ("slots = [", "a.toml: "),
-        ("slots = 3\npools = []", "jobs: is missing"),
+        ("slots = 3\npools = [{ name = 'p', count = 1 }]", "jobs: is empty"),
         ("slots = 3\npools = 4\njobs = []", "pools: must be a list of tables, got 4"),
         ("slots = 3\npools = [{ name = 'p' }]\njobs = []", "pools[0].count: is missing"),
         ("slots = 3\npools = [{ name = 'p', count = 1, cost = 2 }]\njobs = []", "pools[0].cost: is no field"),
@@ -123,7 +126,7 @@ def test_per_slot_values(tmp_path):
 
 def test_values_within_a_slot_are_averaged_and_counts_take_the_least():
     ranges = [{"from": 0, "to": 0.5, "value": 2}, {"from": 0.5, "value": 4}]
-    read = problem(pool=dict(count=ranges, price=ranges), slots=2, slot_hours=2.0)
+    read = problem(pool={"count": ranges, "price": ranges}, slots=2, slot_hours=2.0)
     assert read.price[0].tolist() == [3.0, 4.0] and read.count[0].tolist() == [2, 4]
 
 
@@ -135,7 +138,7 @@ def test_daylight_saving():
         spring.deadline("2026-03-29T02:30")
     autumn = Clock("2026-10-25T00:00", "Europe/Berlin", 25, 1.0)
     assert autumn.deadline("2026-10-25T02:30") == 2 and autumn.release("2026-10-25T02:30") == 4
-    profile = problem(pool=dict(price=list(range(24))), slots=25, start="2026-10-25T00:00", tz="Europe/Berlin")
+    profile = problem(pool={"price": list(range(24))}, slots=25, start="2026-10-25T00:00", tz="Europe/Berlin")
     assert profile.price[0].tolist() == [0, 1, 2, 2, *range(3, 24)]
 
 
@@ -173,4 +176,4 @@ def test_importing_loads_neither_torch_nor_scipy_nor_what_is_loaded_on_use():
 
 
 def test_arrays_are_per_slot_values():
-    assert problem(pool=dict(price=np.arange(24.0))).price[0].tolist() == list(range(24))
+    assert problem(pool={"price": np.arange(24.0)}).price[0].tolist() == list(range(24))

@@ -12,9 +12,7 @@ from bigmodel.schedule import assign
 CASES = int(os.environ.get("BIGMODEL_TEXTBOOK_CASES", "60"))  # docs/results has 1,000
 
 
-@pytest.mark.parametrize(
-    "costs, dynamic, static, chosen", [((1, 2, 3, 4), 12, 30, 18), ((1, 1, 1, 1), 6, 12, 9)]
-)
+@pytest.mark.parametrize("costs, dynamic, static, chosen", [((1, 2, 3, 4), 12, 30, 18), ((1, 1, 1, 1), 6, 12, 9)])
 def test_worked_example(costs, dynamic, static, chosen):
     assert assign(costs, 3, "demand", [2, 3, 1]).cost == dynamic
     assert assign(costs, 3, "demand", [2, 3, 1], policy="static").cost == static
@@ -74,16 +72,16 @@ def test_events_and_table():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (dict(costs=[1, 2], slots=3), "as many resources as slots, got 2 and 3; try mode 'cover'"),
-        (dict(costs=[1, 2], slots=2, policy="static"), "policy 'static'"),
-        (dict(costs=[1, 2], slots=2, mode="demand"), "needs demand"),
-        (dict(costs=[1, 2], slots=2, mode="cover", demand=[1, 1]), "takes no demand"),
-        (dict(costs=[1, 2], slots=2, mode="demand", demand=[3, 1]), "whole numbers from 0 to 2"),
-        (dict(costs=[1, 2, 3], slots=2, mode="demand", demand=[1, 1]), "adds up to 2, too little"),
-        (dict(costs=[1, float("nan")], slots=2), "not finite"),
-        (dict(costs=[1, 2], slots=0), "slots is 0"),
-        (dict(costs=[1, 2], slots=2, mode="all"), "mode is 'all'"),
-        (dict(costs=[1, 2], slots=2, solver="best"), "solver is 'best'"),
+        ({"costs": [1, 2], "slots": 3}, "as many resources as slots, got 2 and 3; try mode 'cover'"),
+        ({"costs": [1, 2], "slots": 2, "policy": "static"}, "policy 'static'"),
+        ({"costs": [1, 2], "slots": 2, "mode": "demand"}, "needs demand"),
+        ({"costs": [1, 2], "slots": 2, "mode": "cover", "demand": [1, 1]}, "takes no demand"),
+        ({"costs": [1, 2], "slots": 2, "mode": "demand", "demand": [3, 1]}, "whole numbers from 0 to 2"),
+        ({"costs": [1, 2, 3], "slots": 2, "mode": "demand", "demand": [1, 1]}, "adds up to 2, too little"),
+        ({"costs": [1, float("nan")], "slots": 2}, "not finite"),
+        ({"costs": [1, 2], "slots": 0}, "slots is 0"),
+        ({"costs": [1, 2], "slots": 2, "mode": "all"}, "mode is 'all'"),
+        ({"costs": [1, 2], "slots": 2, "solver": "best"}, "solver is 'best'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, words):

@@ -87,7 +87,10 @@ def import_seconds() -> float:
 def summary(records: Iterable[dict[str, Any]]) -> str:
     """A table of median and worst gaps, with the goals."""
     records = list(records)
-    lines = ["| family | size | load | median gap | worst | goal | seconds | runs |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| family | size | load | median gap | worst | goal | seconds | runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for family in FAMILIES:
         for size in SIZES:
             for load in (*LOADS, None):

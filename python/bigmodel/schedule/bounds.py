@@ -21,12 +21,11 @@ from bigmodel.schedule.state import cheapest
 
 @dataclass
 class Prices:
-    """Multipliers: capacity (pools, slots), quotas (groups, slots), limits (limits,); value: the relaxation's optimum."""
+    """Multipliers: capacity (pools, slots), quotas (groups, slots), limits (limits,)."""
 
     capacity: np.ndarray
     quota: np.ndarray
     limit: np.ndarray
-    value: float = -np.inf
 
     @classmethod
     def zero(cls, inst: Instance) -> Prices:
@@ -36,6 +35,12 @@ class Prices:
             np.zeros((len(inst.groups), slots)),
             np.zeros(len(inst.stage.limits)),
         )
+
+    def rent(self, inst: Instance) -> float:
+        """What L takes off: the prices of all that there is, negative."""
+        limits = sum(price * limit.most for price, limit in zip(self.limit, inst.stage.limits, strict=True))
+        quotas = sum(float(row.sum()) * most for row, (_, most) in zip(self.quota, inst.groups, strict=True))
+        return -float((self.capacity * inst.count).sum() + quotas + limits)
 
     def shared(self, inst: Instance) -> np.ndarray:
         """What a device-hour pays for capacity and quotas, (pools, slots)."""
@@ -156,7 +161,7 @@ class _Columns:
         }
 
 
-def read_prices(inst: Instance, value: float, marginals: np.ndarray) -> Prices:
+def read_prices(inst: Instance, marginals: np.ndarray) -> Prices:
     """Prices from the duals of the relaxation's rows."""
     pools, slots = inst.count.shape
     duals = np.maximum(0.0, -marginals)
@@ -165,71 +170,15 @@ def read_prices(inst: Instance, value: float, marginals: np.ndarray) -> Prices:
     at += pools * slots
     quota = duals[at : at + len(inst.groups) * slots].reshape(len(inst.groups), slots)
     at += len(inst.groups) * slots
-    return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)], value)
+    return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)])
 
 
-def lagrangian(inst: Instance, prices: Prices, tick=lambda: None) -> tuple[float, Prices]:
-    """L at these prices, and its supergradient in the same shape. L is inf if a job fits nowhere even alone.
-
-    tick: called between jobs; may raise to stop.
-    """
-    free = inst.free()
-    slope = Prices(-inst.count.astype(float), np.zeros_like(prices.quota), np.zeros_like(prices.limit))
-    for row, (_, limit) in enumerate(inst.groups):
-        slope.quota[row] -= limit
-    for row, limit in enumerate(inst.stage.limits):
-        slope.limit[row] -= limit.most
-    total = float((prices.capacity * inst.count).sum() + (prices.quota.T @ [g[1] for g in inst.groups]).sum())
-    total = -total - float(sum(prices.limit[row] * limit.most for row, limit in enumerate(inst.stage.limits)))
-    shared = prices.shared(inst)
+def lagrangian(inst: Instance, prices: Prices, tick=lambda: None) -> float:
+    """L at these prices; inf if a job fits nowhere even alone. tick: called between jobs; may raise to stop."""
+    free, shared = inst.free(), prices.shared(inst)
+    total = prices.rent(inst)
     for data in inst.jobs:
         tick()
         best = cheapest(inst, data, prices.unit(inst, data.index, shared), free, optimistic=True)
-        if data.drop <= best.cost:
-            total += data.drop
-            continue
-        total += best.cost
-        for slot, p, n in best.use:
-            slope.capacity[p, slot] += n
-            for row, (members, _) in enumerate(inst.groups):
-                if p in members:
-                    slope.quota[row, slot] += n
-            for row, limit in enumerate(inst.stage.limits):
-                if data.index in limit.members:
-                    price = limit.weights.get("cost", 0.0) * inst.problem.price[p, slot]
-                    price += limit.weights.get("carbon", 0.0) * inst.problem.carbon[p, slot]
-                    slope.limit[row] += price * n * inst.h
-    return total, slope
-
-
-def ascend(inst: Instance, prices: Prices, target: float, rounds: int, tick=lambda: None, goal: float = np.inf):
-    """Raises L by supergradient steps of Polyak's length towards `target`, an incumbent's cost. Yields (L, prices).
-
-    Stops after `rounds`, or once L reaches `goal`. Source of the step: Polyak, Minimization of unsmooth functionals
-    (1969); theta is halved after two rounds without a gain.
-    """
-    best, at, theta, stuck = -np.inf, prices, 1.0, 0
-    current = prices
-    for _ in range(rounds):
-        value, slope = lagrangian(inst, current, tick)
-        if value > best + 1e-12 * abs(best if np.isfinite(best) else 1.0):
-            best, at, stuck = value, current, 0
-        else:
-            stuck += 1
-            if stuck >= 2:
-                theta, stuck, current = theta / 2, 0, at
-        yield best, at
-        if best >= goal:
-            return
-        current = _step(inst, current, slope, theta * max(target - value, 1e-9 * abs(target)))
-
-
-def _step(inst: Instance, at: Prices, slope: Prices, ascent: float) -> Prices:
-    """One step; components that would only push a price of 0 below it do not count in its length."""
-    parts = [(at.capacity, slope.capacity), (at.quota, slope.quota), (at.limit, slope.limit)]
-    masked = [np.where((price <= 0) & (g < 0), 0.0, g) for price, g in parts]
-    norm = sum(float((g * g).sum()) for g in masked)
-    if not norm:
-        return at
-    moved = [np.maximum(0.0, price + ascent / norm * g) for (price, _), g in zip(parts, masked, strict=True)]
-    return Prices(*moved)
+        total += min(data.drop, best.cost)
+    return float(total)

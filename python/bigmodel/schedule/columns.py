@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.instance import Instance
-from bigmodel.schedule.state import State, real_cost
+from bigmodel.schedule.state import State
 
 
 class Columns:
@@ -52,7 +52,9 @@ class Columns:
         chosen = np.arange(len(self.job)) if keep is None else np.asarray(keep)
         base_quota = jobs + inst.count.size
         base_limit = base_quota + len(inst.groups) * slots
-        rows, columns, values = [], [], []
+        rows: list[np.ndarray] = []
+        columns: list[np.ndarray] = []
+        values: list[np.ndarray] = []
         for column, i in enumerate(chosen):
             use = np.array(self.use[i])
             rows.append(np.array([self.job[i]]))
@@ -66,7 +68,7 @@ class Columns:
             limits = np.flatnonzero(self._usage[i])
             rows.append(base_limit + limits)
             values.append(self._usage[i][limits])
-            columns.append(np.full(sum(len(part) for part in rows) - sum(len(part) for part in columns), column))
+            columns.append(np.full(sum(map(len, rows)) - sum(map(len, columns)), column))
         out = len(chosen) + np.arange(jobs)
         rows.append(np.arange(jobs))
         values.append(np.ones(jobs))
@@ -89,12 +91,11 @@ class Columns:
             "b_ub": right,
         }
 
-    def prices(self, marginals: np.ndarray, value: float) -> Prices:
+    def prices(self, marginals: np.ndarray) -> Prices:
         """Prices from the duals of the relaxed master's inequality rows."""
         inst, (pools, slots) = self.inst, self.inst.count.shape
         duals = np.maximum(0.0, -marginals)
         quota = pools * slots
         limit = quota + len(inst.groups) * slots
-        return Prices(
-            duals[:quota].reshape(pools, slots), duals[quota:limit].reshape(-1, slots), duals[limit:], value
-        )
+        capacity, quotas = duals[:quota].reshape(pools, slots), duals[quota:limit].reshape(len(inst.groups), slots)
+        return Prices(capacity, quotas, duals[limit:])

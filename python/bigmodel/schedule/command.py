@@ -6,15 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-_EPILOG = """exit status: 0 a plan, or --check found nothing wrong; 1 the problem is not valid or a file cannot be read or
-written; 2 wrong arguments; 3 there is no plan (why, and what would help, is on stderr); 4 time ran out before a plan was
-found; 130 interrupted (the best plan so far is printed)"""
+_EPILOG = """exit status: 0 a plan, or --check found nothing wrong; 1 the problem is not valid, or a file cannot be
+read or written; 2 wrong arguments; 3 there is no plan (why, and what would help, is on stderr); 4 time ran out before
+a plan was found; 130 interrupted (the best plan so far is printed)"""
 
 
 def add_to(commands) -> None:
     """Adds `plan` to the subcommands of `bigmodel`."""
     command = commands.add_parser("plan", help="where and when each GPU-hour goes", epilog=_EPILOG)
-    command.add_argument("problem", nargs="?", help="a .toml or .json file, or the word 'estimate' (see estimate --help)")
+    command.add_argument(
+        "problem", nargs="?", help="a .toml or .json file, or the word 'estimate' (see estimate --help)"
+    )
     command.add_argument("--example", action="store_true", help="print a problem to start from")
     command.add_argument("--check", action="store_true", help="only validate the problem")
     command.add_argument("--gantt", type=Path, metavar="FILE", help="draw the plan: .png, .svg or .html")
@@ -108,4 +110,9 @@ def _solve(arguments: argparse.Namespace, problem) -> int:
 
 def _progress(value: float, bound: float, seconds: float) -> None:
     gap = f"{(value - bound) / abs(value):.2%}" if value not in (0.0, float("inf")) and bound > -float("inf") else "-"
-    print(f"\rincumbent {value:.6g}  bound {bound:.6g}  gap {gap}  {seconds:.1f} s   ", end="", file=sys.stderr, flush=True)
+    print(
+        f"\rincumbent {value:.6g}  bound {bound:.6g}  gap {gap}  {seconds:.1f} s   ",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -16,7 +16,7 @@ from bigmodel.schedule.state import State
 from bigmodel.schedule.worker import shared
 
 FAMILIES = ("deadlines", "capacity", "budgets")
-_MODEL = 80000  # columns up to which an elastic programme is solved
+_MODEL = 40000  # columns up to which an elastic programme is solved
 _ROUNDING = 1.0005  # budgets are told a little above the least that was found
 
 
@@ -28,7 +28,9 @@ def necessary(problem: Problem) -> list[str]:
             continue
         first, last = problem.window(job)
         hourly = [rates.hourly(job, pool) for pool in problem.pools]
-        there = [{n: r for n, r in h.items() if n <= most} for h, most in zip(hourly, problem.count.max(axis=1), strict=True)]
+        there = [
+            {n: r for n, r in h.items() if n <= most} for h, most in zip(hourly, problem.count.max(axis=1), strict=True)
+        ]
         if not any(hourly):
             reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
         elif not any(there):
@@ -40,9 +42,9 @@ def necessary(problem: Problem) -> list[str]:
         elif job.budget is not None:
             least_cost = _least_cost(problem, job, there)
             if least_cost + job.spent > job.budget * (1 + rules.TOLERANCE):
-                reasons.append(
-                    f"{job.name} costs at least {least_cost + job.spent:.2f} {problem.currency}, over its budget of {job.budget:.2f}"
-                )
+                least_cost += job.spent
+                over = f"{least_cost:.2f} {problem.currency}, over its budget of {job.budget:.2f}"
+                reasons.append(f"{job.name} costs at least {over}")
     return reasons
 
 
@@ -118,7 +120,9 @@ def _program(problem: Problem, elastic: Elastic):
 
 def _read(problem: Problem, model: Model, x: np.ndarray, elastic: Elastic) -> _Cure | None:
     size = float(model.program()["c"] @ x)
-    changed, texts, reasons = problem, [], []
+    changed = problem
+    texts: list[str] = []
+    reasons: list[str] = []
     taken = {key: x[column] for key, column in model.stretch.items() if x[column] > 1e-6}
     if elastic.deadlines:
         changed, text, reason = _deadlines(changed, model.read(x))
@@ -163,7 +167,9 @@ def _capacity(problem: Problem, taken: dict) -> tuple[Problem, list[str]]:
         slots = np.flatnonzero(extra[p])
         hours = extra[p].sum() * problem.slot_hours
         most, name = extra[p].max(), pools[p].name
-        texts.append(f"{hours:g} more {name}-hours before slot {slots[-1] + 1} (up to {most} more devices from slot {slots[0]})")
+        texts.append(
+            f"{hours:g} more {name}-hours before slot {slots[-1] + 1} (up to {most} more devices from slot {slots[0]})"
+        )
         pools[p] = replace(pools[p], count={"slots": (problem.count[p] + extra[p]).tolist()})
     for name, limit in quotas.items():
         if limit > problem.quotas[name]:

@@ -68,7 +68,7 @@ def _fill(data: JobData, unit, free, h: float, optimistic: bool, first: int, las
 
 def _steps(data: JobData, unit, free, h: float, first: int, last: int) -> list[tuple[np.ndarray, ...]]:
     """(price per work, work, slot, pool, devices) of every step of every hull."""
-    steps = []
+    steps: list[tuple[np.ndarray, ...]] = []
     slots = np.arange(first, last)
     for p in np.unique(data.pool):
         mine = data.pool == p

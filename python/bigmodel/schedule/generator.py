@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bigmodel.schedule.problem import Job, Pool, Problem, Rate
+from bigmodel.schedule.problem import Job, PerSlot, Pool, Problem, Rate
 
 COUNTS = (1, 2, 4, 8)
 FAMILIES = ("A", "B", "C")
@@ -24,14 +24,16 @@ _POOLS = (
 
 @dataclass(frozen=True)
 class Planted:
-    """problem, and a plan that is feasible for it: devices of shape (jobs, pools, slots). load: its share of capacity."""
+    """problem, and a feasible plan for it, devices of shape (jobs, pools, slots). load: its share of capacity."""
 
     problem: Problem
     allocation: np.ndarray
     load: float
 
 
-def generate(jobs: int = 20, pools: int = 3, slots: int = 48, load: float = 0.6, family: str = "B", seed: int = 0) -> Planted:
+def generate(
+    jobs: int = 20, pools: int = 3, slots: int = 48, load: float = 0.6, family: str = "B", seed: int = 0
+) -> Planted:
     """A problem of hourly slots whose planted plan uses about `load` of the capacity.
 
     Args:
@@ -86,7 +88,9 @@ def spot_prices(rng: np.random.Generator, mean: float, slots: int) -> np.ndarray
 
 def _pool(rng: np.random.Generator, p: int, count: int, slots: int) -> Pool:
     name, ownership, price, _, billing = _POOLS[p]
-    per_slot = spot_prices(rng, price, slots) if ownership == "spot" else round(price * rng.uniform(0.9, 1.1), 3)
+    per_slot: PerSlot = (
+        spot_prices(rng, price, slots) if ownership == "spot" else round(price * rng.uniform(0.9, 1.1), 3)
+    )
     # Owned devices cost their energy, dearer by day.
     if ownership == "owned":
         per_slot = [round(price * (1.4 if 8 <= hour < 20 else 0.8), 3) for hour in range(24)]
@@ -99,9 +103,7 @@ def _place(rng, row, free, size: float, family: str, chunk: int, first: int, las
     for p in rng.permutation(pools):
         for n in rng.permutation(COUNTS if family != "A" else np.arange(1, 9)):
             length = max(chunk, int(round(size / n / chunk)) * chunk)
-            starts = [
-                s for s in range(first, last - chunk + 1, chunk) if (free[p, s : s + chunk] >= n).all()
-            ]
+            starts = [s for s in range(first, last - chunk + 1, chunk) if (free[p, s : s + chunk] >= n).all()]
             if len(starts) * chunk < min(length, chunk if size <= 0 else length):
                 continue
             centre = rng.uniform(first, last)

@@ -83,9 +83,7 @@ class Improver:
     def _complete(self, chosen: list[int]) -> bool:
         """A job whose predecessor was left out must not stay."""
         state = self.state
-        return all(
-            j in state.schedules or not any(a in state.schedules for a in state.after[j]) for j in chosen
-        )
+        return all(j in state.schedules or not any(a in state.schedules for a in state.after[j]) for j in chosen)
 
     def _restore(self, chosen: list[int], old: dict) -> None:
         for j in chosen:

@@ -139,10 +139,12 @@ def _job(problem: Problem, stage: Stage, j: int, first: int, last: int) -> JobDa
     job = problem.jobs[j]
     rows = []
     for p, pool in enumerate(problem.pools):
-        rows += [(p, n, rate, pool.startup_hours, pool.billing == "second") for n, rate in rates.hourly(job, pool).items()]
-    pools, devices, rate, startup, second = (np.array(column) for column in zip(*rows, strict=True)) if rows else [
-        np.zeros(0, dtype=int)
-    ] * 5
+        rows += [
+            (p, n, rate, pool.startup_hours, pool.billing == "second") for n, rate in rates.hourly(job, pool).items()
+        ]
+    pools, devices, rate, startup, second = (
+        (np.array(column) for column in zip(*rows, strict=True)) if rows else [np.zeros(0, dtype=int)] * 5
+    )
     weight = stage.weights.get("lateness", 0.0) * job.priority
     late = np.array([weight * rules.late_hours(problem, job, end) for end in range(problem.slots + 1)])
     drop = np.inf

@@ -12,7 +12,8 @@ Work is scaled to 1 per job and money to the problem's own size, so that coeffic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class Model:
                 self._row([column, job.drop], [1.0, float(self._upper[column])], -np.inf, float(self._upper[column]))
         return job
 
-    def _price(self, data: JobData, k: int, s: int) -> float:
+    def _price(self, data: JobData, k: Any, s: int) -> float:
         return float(self.inst.unit[data.pool[k], s] * data.devices[k] * self.inst.h)
 
     def _binaries(self, job: _Job, work: list) -> None:
@@ -157,8 +158,8 @@ class Model:
             for i in range(shape[1]):
                 before = [(job.x[k, i - 1], 1.0)] if i else []
                 free = 1.0 if i == 0 and stays == k else 0.0  # the job runs here already
-                columns, values = zip(*[(job.u[k, i], 1.0), (job.x[k, i], -1.0), *before], strict=True)
-                self._row(columns, values, -free, np.inf)
+                terms = [(job.u[k, i], 1.0), (job.x[k, i], -1.0), *before]
+                self._row([c for c, _ in terms], [v for _, v in terms], -free, np.inf)
                 self._row([job.u[k, i], job.x[k, i]], [1, -1], -np.inf, 0)
                 if before:
                     self._row([job.u[k, i], before[0][0]], [1, 1], -np.inf, 1)
@@ -294,7 +295,9 @@ class Model:
         for job in self.jobs.values():
             data = job.data
             for k, i in np.argwhere(job.x >= 0):
-                terms.setdefault((int(data.pool[k]), job.first + int(i)), []).append((job.x[k, i], float(data.devices[k])))
+                terms.setdefault((int(data.pool[k]), job.first + int(i)), []).append(
+                    (job.x[k, i], float(data.devices[k]))
+                )
         for (p, s), row in terms.items():
             self._stretched(row, float(free["pool"][p, s]), ("capacity", p, s), float(inst.count[p].max() or 1))
         for g, (members, _) in enumerate(inst.groups):

@@ -13,14 +13,15 @@ A start commits to max(min_run, slots of set-up) slots, in which the job may onl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from bigmodel.schedule.instance import JobData
 
-# Units of the grid in a slot's work of the slowest configuration. A bound gives away half a unit per slot: 24 units gave
-# away 1 %, 200 gave 0.05 % and took 1.5 times as long.
+# Units of the grid in a slot's work of the slowest configuration. A bound gives away half a unit per slot: 24 units
+# gave away 1 %, 200 gave 0.05 % and took 1.5 times as long.
 UNITS_PER_SLOT = {"up": 200, "near": 24, "down": 64}
 MOST_UNITS = 25000
 _EPS = 1e-9
@@ -75,10 +76,11 @@ class Table:
         finest = max(gains.min() / UNITS_PER_SLOT[self.rounding], data.work / MOST_UNITS)
         steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.rounding == "up" else 32)
         units = gains[None, :] / steps[:, None]
-        error = np.abs({"up": np.ceil, "near": np.round, "down": np.floor}[self.rounding](units) / units - 1)
+        whole = {"up": np.ceil(units), "near": np.round(units), "down": np.floor(units)}[self.rounding]
+        error = np.abs(whole / units - 1)
         step = float(steps[np.argmin(error.mean(axis=1))])
-        whole = data.work / step
-        return max(1, math.floor(whole + _EPS) if self.rounding == "up" else math.ceil(whole - _EPS)), step
+        count = data.work / step
+        return max(1, math.floor(count + _EPS) if self.rounding == "up" else math.ceil(count - _EPS)), step
 
     def _rounded(self, work: float) -> int:
         units = work / self.step
@@ -148,13 +150,13 @@ class Table:
     # --- the schedule -------------------------------------------------------------------------------------------------
 
     def best(self) -> Schedule:
-        """The cheapest schedule, from the job's state at the beginning of the window; cost is inf where there is none."""
+        """The cheapest schedule from the job's state at the window's beginning; cost is inf where there is none."""
         data, job = self.data, self.data.job
         options: list[tuple[float, tuple]] = []
-        if job.running is not None and data.running in self.keep and self.first <= self._now():
+        if job.running is not None and data.running in self.keep:  # its window begins at Problem.now
             k = data.running
             plan = self._commit(k, job.running.setup_left, least=max(1, job.min_run - job.running.slots))
-            options.append((self._one(k, 0, plan), ("start", k, plan, 0)))
+            options.append((self._cost(k, 0, plan, self.units), ("start", k, plan, 0)))
         leaves = job.running is None or (job.preemptible and job.running.slots >= job.min_run)
         if leaves or data.running is None:
             moved = self.stability if job.running is not None else 0.0
@@ -167,9 +169,6 @@ class Table:
         except _Short:
             return Schedule(np.inf, ())
 
-    def _now(self) -> int:
-        return self.first  # build() opens no window before Problem.now, and a running job is released
-
     def _first_starts(self) -> list[tuple[float, tuple]]:
         """The cheapest start of every configuration in every slot, the first losing no restart."""
         restart = self.data.job.restart if self.data.job.started else 0.0
@@ -179,15 +178,14 @@ class Table:
         found = []
         for k in self.keep:
             plan = self._commit(k, float(self.data.startup[k]) + restart)
-            cost, s = min(((self._one(k, s, plan), s) for s in range(self.last - self.first)), default=(np.inf, 0))
+            cost, s = min(
+                ((self._cost(k, s, plan, self.units), s) for s in range(self.last - self.first)), default=(np.inf, 0)
+            )
             found.append((cost, ("start", k, plan, s)))
         return found
 
-    def _one(self, k: int, s: int, plan: list[tuple[int, float]]) -> float:
-        """What starting configuration k in slot s costs with all the work left."""
-        return self._cost(k, s, plan, self.units)
-
     def _cost(self, k: int, s: int, plan: list[tuple[int, float]], units: int) -> float:
+        """What starting configuration k in slot s costs with so many units left."""
         paid = 0.0
         for q, (done, lost) in enumerate(plan):
             if s + q >= self.last - self.first:
@@ -231,7 +229,9 @@ class Table:
 
 def unbroken(data: JobData, unit, free, h: float, first: int, last: int, stability: float = 0.0) -> Schedule:
     """The cheapest unbroken run of a job that is not preemptible: exact, by sums over every start."""
-    best, use = np.inf, ()
+    best = np.inf
+    use: tuple[tuple[int, int, int], ...] = ()
+    starts: list[tuple[int, float, Iterable[int]]]
     if data.job.running is not None and data.running is not None:
         starts = [(data.running, data.job.running.setup_left, (first,))]
     else:

@@ -1,4 +1,4 @@
-"""Gantt charts: pools as rows of devices, runs as bars, prices as a line above. PNG and SVG by matplotlib, HTML alone."""
+"""Gantt charts: a row of devices per pool, a bar per run. PNG and SVG by matplotlib, HTML by itself."""
 
 from __future__ import annotations
 
@@ -62,16 +62,22 @@ def _figure(plan: Plan, path: Path) -> None:
         axis.set_xlim(0, problem.slots)
         axis.set_ylabel(f"{problem.pools[p].name}\n{most[p]}", rotation=0, ha="right", va="center")
         axis.set_yticks([])
-        axis.step(np.arange(problem.slots + 1), [*problem.count[p], problem.count[p][-1]], where="post", color="0.6", lw=0.8)
+        axis.step(
+            np.arange(problem.slots + 1), [*problem.count[p], problem.count[p][-1]], where="post", color="0.6", lw=0.8
+        )
         if problem.now:
             axis.axvspan(0, problem.now, color="0.93")
     for j, p, lane, devices, first, last in bars(plan):
         axes[p].broken_barh([(first, last - first)], (lane, devices), facecolor=_colour(j), edgecolor="white", lw=0.4)
         if (last - first) / problem.slots > 0.035:
-            axes[p].text((first + last) / 2, lane + devices / 2, problem.jobs[j].name, ha="center", va="center", fontsize=6)
+            axes[p].text(
+                (first + last) / 2, lane + devices / 2, problem.jobs[j].name, ha="center", va="center", fontsize=6
+            )
     step = max(1, problem.slots // 8)
     axes[-1].set_xticks(range(0, problem.slots, step))
-    axes[-1].set_xticklabels([problem.clock.begins(s).strftime("%a %d %b\n%H:%M") for s in range(0, problem.slots, step)])
+    axes[-1].set_xticklabels(
+        [problem.clock.begins(s).strftime("%a %d %b\n%H:%M") for s in range(0, problem.slots, step)]
+    )
     figure.suptitle(f"{plan.cost:.2f} {problem.currency}; {plan.status}", fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -90,11 +96,12 @@ def _page(plan: Plan) -> str:
     rows = plan.rows()
     heads = ("job", "owner", "pool", "devices", "begins", "ends", "hours", "lost_hours")
     body = "".join("<tr>" + "".join(f"<td>{_cell(row[key])}</td>" for key in heads) + "</tr>" for row in rows)
+    top = "".join(f"<th>{head}</th>" for head in heads)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in (*plan.moves, *plan.notes))
     title = f"{plan.cost:.2f} {html.escape(problem.currency)}; {html.escape(plan.status)}"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Plan</title><style>{_STYLE}</style></head>'
-        f"<body><h1>{title}</h1>{_svg(plan)}<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{body}</table>"
+        f"<body><h1>{title}</h1>{_svg(plan)}<table><tr>{top}</tr>{body}</table>"
         f"<ul>{notes}</ul></body></html>\n"
     )
 
@@ -123,11 +130,11 @@ def _svg(plan: Plan) -> str:
                 parts.append(f'<rect x="{x:.1f}" y="{y}" width="{per_slot:.2f}" height="{gone * lane}" fill="#eee"/>')
     for j, p, first_lane, devices, first, last in bars(plan):
         x, y = left + first * per_slot, tops[p] + first_lane * lane
-        name = html.escape(problem.jobs[j].name)
+        name, pool_name = html.escape(problem.jobs[j].name), html.escape(problem.pools[p].name)
         span = f"{problem.clock.label(first)} to {problem.clock.label(last)}"
         parts.append(
             f'<rect class="run" x="{x:.1f}" y="{y}" width="{(last - first) * per_slot:.1f}" height="{devices * lane}" '
-            f'fill="{_colour(j)}"><title>{name}: {devices} x {html.escape(problem.pools[p].name)}, {span}</title></rect>'
+            f'fill="{_colour(j)}"><title>{name}: {devices} x {pool_name}, {span}</title></rect>'
         )
         if (last - first) * per_slot > 7 * len(name) and devices * lane >= 10:
             parts.append(f'<text x="{x + 3:.1f}" y="{y + devices * lane / 2 + 3}">{name}</text>')

@@ -126,7 +126,7 @@ class Objective:
     weights: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Problem:
     """`slots` slots of `slot_hours` hours of elapsed time from `start`, pools and jobs.
 
@@ -139,11 +139,11 @@ class Problem:
     """
 
     slots: int
-    pools: tuple[Pool, ...]
-    jobs: tuple[Job, ...]
     slot_hours: float = 1.0
     start: str = "2000-01-01T00:00"
     tz: str = "UTC"
+    pools: tuple[Pool, ...] = ()
+    jobs: tuple[Job, ...] = ()
     quotas: dict[str, int] = field(default_factory=dict)
     budget: float | None = None
     budgets: dict[str, float] = field(default_factory=dict)

@@ -37,7 +37,9 @@ class Changes:
     jobs: Sequence[Job] = ()
 
 
-def replan(plan: Plan, now: int, changes: Changes | Mapping[str, Any] | None = None, *, stability=None, **options) -> Plan:
+def replan(
+    plan: Plan, now: int, changes: Changes | Mapping[str, Any] | None = None, *, stability=None, **options
+) -> Plan:
     """Plans the rest of `plan` from slot `now` on.
 
     The new plan's problem holds the jobs that are not done; its allocation before `now`, and its `past`, are what was.
@@ -158,7 +160,9 @@ def _job(old: Problem, job: Job, done: rules.JobAccount, now: int, changes: Chan
     if last is not None and last.last == now and not failed and not job.mix_pools:
         ((p, n),) = last.devices
         if counts[p, now] >= n:
-            carried = job.running if len(done.runs) == 1 and job.running and not rules.moved(old, job, done.runs) else None
+            carried = (
+                job.running if len(done.runs) == 1 and job.running and not rules.moved(old, job, done.runs) else None
+            )
             slots = last.last - last.first + (carried.slots if carried else 0)
             left = max(0.0, last.lost_hours - (last.last - last.first) * old.slot_hours)
             running = Running(pool=old.pools[p].name, devices=n, slots=slots, setup_left=left)

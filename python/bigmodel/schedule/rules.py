@@ -33,7 +33,7 @@ class Run:
 
 @dataclass
 class JobAccount:
-    """What a job does from Problem.now on. cost_by_pool: currency, (pools,). finish: the slot after its last, or None."""
+    """What a job does from Problem.now on. cost_by_pool: currency, (pools,). finish: the slot after its last."""
 
     runs: list[Run] = field(default_factory=list)
     work: float = 0.0
@@ -64,16 +64,17 @@ class Account:
     def measure(self, name: str) -> float:
         """The objective `name` of docs/planner.md: currency, hours, or kg."""
         problem, h = self.problem, self.problem.slot_hours
-        kept = [(job, done) for job, done in zip(problem.jobs, self.jobs, strict=True) if done.runs]
+        pairs = zip(problem.jobs, self.jobs, strict=True)
+        kept = [(job, done.runs[-1].last) for job, done in pairs if done.runs]
         if name == "cost":
             lost = sum(problem.jobs[j].value or 0.0 for j in self.dropped)
             return sum(done.cost for done in self.jobs) + lost + stability_cost(problem, self.jobs)
         if name == "carbon":
-            return sum(done.carbon for done in self.jobs)
+            return float(sum(done.carbon for done in self.jobs))
         if name == "makespan":
-            return max((done.finish * h for _, done in kept), default=0.0)
+            return max((last * h for _, last in kept), default=0.0)
         if name == "lateness":
-            return sum(job.priority * late_hours(problem, job, done.finish) for job, done in kept)
+            return float(sum(job.priority * late_hours(problem, job, last) for job, last in kept))
         return max((slow for slow in slowdowns(self, name).values()), default=0.0)
 
 
@@ -137,7 +138,8 @@ def fastest_slots(problem: Problem, job: Job) -> int:
         if hourly and job.mix_pools:
             total += max(hourly.values())
         elif hourly:
-            hours = pool.startup_hours + (job.work - job.done) / max(hourly.values())
+            startup = 0.0 if job.running is not None else pool.startup_hours  # what runs may go on
+            hours = startup + (job.work - job.done) / max(hourly.values())
             best = min(best, int(np.ceil(hours / problem.slot_hours - TOLERANCE)))
     if total:
         best = int(np.ceil((job.work - job.done) / total / problem.slot_hours - TOLERANCE))
@@ -279,7 +281,9 @@ def budgets(problem: Problem) -> list[tuple[str, float, list[int]]]:
     """Every budget: its name, its limit, and the jobs that it counts."""
     rows = [(f"budget of {job.name}", job.budget, [j]) for j, job in enumerate(problem.jobs) if job.budget is not None]
     for owner, limit in problem.budgets.items():
-        rows.append((f"budget of owner {owner}", limit, [j for j, job in enumerate(problem.jobs) if job.owner == owner]))
+        rows.append(
+            (f"budget of owner {owner}", limit, [j for j, job in enumerate(problem.jobs) if job.owner == owner])
+        )
     if problem.budget is not None:
         rows.append(("budget", problem.budget, list(range(len(problem.jobs)))))
     return rows

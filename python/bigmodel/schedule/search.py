@@ -1,7 +1,7 @@
-"""One stage of the objective: an incumbent first and always kept, then better ones and a better bound until gap or time.
+"""One stage of the objective: an incumbent first and always kept, then better ones and bounds until gap or time.
 
-    relaxation -> prices -> construct -> one programme, if small; else columns, neighbourhoods by dynamic programming
-    and by milp -> Lagrangian bound at the best prices
+relaxation -> prices -> construct -> one programme, if small; else columns, neighbourhoods by dynamic programming
+and by milp -> Lagrangian bound at the best prices
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
-_MILP_SECONDS = 4.0
+_MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
 _SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
@@ -79,9 +79,12 @@ class Search:
         return self
 
     def run(self, start: dict[int, tuple] | None = None) -> Search:
-        """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes."""
+        """Searches until the gap is proven, nothing is left to try, or time is over; a keyboard interrupt passes.
+
+        start: a plan of another stage, taken as incumbent if it keeps this stage's windows.
+        """
         try:
-            if start is not None:
+            if start is not None and self._inside(start):
                 self._offer(_state_of(self.inst, start))
             self._relax()
             if not self.infeasible and not self.closed():
@@ -90,22 +93,35 @@ class Search:
             self.cut = True
         return self
 
+    def _inside(self, start: dict[int, tuple]) -> bool:
+        jobs = self.inst.jobs
+        return all(jobs[j].first <= use[0][0] and use[-1][0] < jobs[j].last for j, use in start.items())
+
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _relax(self) -> None:
+        """The relaxation, and while it runs a first plan without its prices."""
         program = bounds.relaxation(self.inst)
+        self.worker.begin("linprog", program | {"method": "highs-ipm"})
+        begin = time.monotonic()
+        self._offer(construct(self.inst, self.prices, 0.0, self.tick))
         try:
-            limit = max(0.3, 0.6 * self.left())
-            found = self.worker.call("linprog", program | {"method": "highs-ipm"}, limit)
+            found = self.worker.finish(max(0.0, 0.6 * (self.end - begin) - (time.monotonic() - begin)))
         except Overdue:
             self.cut = True
             return
         if found["status"] == 2:
-            again = self.worker.call("linprog", program | {"method": "highs", "options": {"presolve": False}}, self.left())
+            again = self._linprog(program | {"method": "highs", "options": {"presolve": False}})
             self.infeasible = again["status"] == 2
         elif found["status"] == 0:
-            self.prices = bounds.read_prices(self.inst, found["value"], found["marginals"])
+            self.prices = bounds.read_prices(self.inst, found["marginals"])
             self._raise(found["value"] - 1e-7 * abs(found["value"]))
+
+    def _linprog(self, program: dict) -> dict:
+        try:
+            return self.worker.call("linprog", program, self.left())
+        except Overdue:
+            raise TimeUp from None
 
     def _search(self) -> None:
         state = self._first()
@@ -118,7 +134,7 @@ class Search:
             self._certify(self.prices)
         size = self._size()
         if size <= _TINY_MODEL:
-            self._exact(_MILP_SECONDS / 4)
+            self._exact(_MILP_SECONDS / 2)
         columns = Columns(self.inst)
         if not self.closed() and not self.infeasible:
             self._generate(columns, state)
@@ -150,13 +166,13 @@ class Search:
         return Model(inst, members, free, {j: state.window(j) for j in members}, room)
 
     def _exact(self, limit: float) -> None:
-        """The whole programme, told to beat the incumbent."""
+        """The whole programme."""
         inst = self.inst
         self.tick()
         if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
             return
         model = self._model(range(len(inst.jobs)), State(inst))
-        answer = mip.solve(self.worker, model.program(), min(limit, self.left()), gap=min(self.gap, 1e-6))
+        answer = self._mip(model.program(), limit, gap=min(self.gap, 1e-6))
         if answer.infeasible:
             self.infeasible = True
             return
@@ -169,21 +185,19 @@ class Search:
         inst, free = self.inst, self.inst.free()
         for j, schedule in state.schedules.items():
             columns.add(j, schedule.use)
-        centre, current, best, stuck = self.prices, self.prices, -np.inf, 0
+        centre, current, best = self.prices, self.prices, -np.inf
         stop = time.monotonic() + 0.45 * self.left()
         penalty = self._penalty(state, _MILD)
         for round_ in range(_ROUNDS):
-            value, new, shared = self._offset(current), 0, current.shared(inst)
+            value, new, shared = current.rent(inst), 0, current.shared(inst)
             for data in inst.jobs:
                 self.tick()
                 found = cheapest(inst, data, current.unit(inst, data.index, shared), free)
                 value += min(found.cost, data.drop)
                 new += columns.add(data.index, found.use)
             if value > best:
-                best, centre, stuck = value, current, 0
-            else:
-                stuck += 1
-            master = self.worker.call("linprog", columns.master(penalty) | {"method": "highs"}, self.left())
+                best, centre = value, current
+            master = self._linprog(columns.master(penalty) | {"method": "highs"})
             if master["status"] != 0:
                 break
             if round_ % 4 == 0 or new == 0:
@@ -192,7 +206,7 @@ class Search:
             self.cut |= late
             if late or (new == 0 and current is centre) or master["value"] - best <= 0.1 * self.gap * abs(best):
                 break
-            current = _mixed(centre, columns.prices(master["marginals"], master["value"]))
+            current = _mixed(centre, columns.prices(master["marginals"]))
         self.prices = centre
         self._certify(centre)
 
@@ -210,7 +224,7 @@ class Search:
         self._offer(state)
 
     def _certify(self, prices: Prices) -> None:
-        value, _ = bounds.lagrangian(self.inst, prices, self.tick)
+        value = bounds.lagrangian(self.inst, prices, self.tick)
         if value == np.inf:
             self.infeasible = True
         else:
@@ -266,7 +280,7 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = mip.solve(self.worker, program, self._moment(), gap=self.gap / 4, nodes=_NODES)
+        answer = self._mip(program, _MILP_SECONDS, gap=self.gap / 4, nodes=_NODES)
         if answer.x is None:
             return None
         chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
@@ -277,7 +291,8 @@ class Search:
         inst = self.inst
         seed = int(rng.integers(len(inst.jobs)))
         near = [d.index for d in inst.jobs if d.last > inst.jobs[seed].first and d.first < inst.jobs[seed].last]
-        members, size = [], 0
+        members: list[int] = []
+        size = 0
         for j in [seed, *rng.permutation(near).tolist()]:
             data = inst.jobs[j]
             size += (data.last - data.first) * max(1, len(data.pool)) * (3 if data.switches else 1)
@@ -292,7 +307,7 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = mip.solve(self.worker, model.program(), self._moment(), nodes=_NODES)
+        answer = self._mip(model.program(), _MILP_SECONDS, nodes=_NODES)
         if answer.x is None:
             return None
         for j, use in model.read(answer.x).items():
@@ -300,15 +315,15 @@ class Search:
                 trial.put(j, use)
         return trial
 
-    def _moment(self) -> float:
-        return max(0.05, min(_MILP_SECONDS / 2, self.left()))
+    def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
+        limit = max(0.05, min(limit, self.left()))
+        begin = time.monotonic()
+        answer = mip.solve(self.worker, program, limit, **options)
+        if not answer.closed and time.monotonic() - begin >= 0.9 * limit:
+            self.cut = True  # by the clock, so another run may end elsewhere
+        return answer
 
     # --- keeping ------------------------------------------------------------------------------------------------------
-
-    def _offset(self, prices: Prices) -> float:
-        limits = sum(prices.limit[row] * limit.most for row, limit in enumerate(self.inst.stage.limits))
-        quotas = sum(float(prices.quota[g].sum()) * limit for g, (_, limit) in enumerate(self.inst.groups))
-        return -float((prices.capacity * self.inst.count).sum()) - quotas - float(limits)
 
     def _offer(self, state: State) -> None:
         missing, over, value = state.score()

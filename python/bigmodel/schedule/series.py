@@ -55,10 +55,13 @@ def read(problem: Problem, value: Any, path: str) -> np.ndarray:
     elif isinstance(value, (list, tuple)):
         if len(value) != 24:
             raise ValueError(
-                f"{path}: a list of numbers is a 24-hour profile, got {len(value)}; {{slots = [...]}} gives one per slot."
+                f"{path}: a list of numbers is a 24-hour profile, got {len(value)}; "
+                "{slots = [...]} gives one per slot."
             )
         profile = np.array([number(item, f"{path}[{hour}]") for hour, item in enumerate(value)])
-        table[:] = profile[[[_local_hour(problem, s, i, samples) for i in range(samples)] for s in range(problem.slots)]]
+        table[:] = profile[
+            [[_local_hour(problem, s, i, samples) for i in range(samples)] for s in range(problem.slots)]
+        ]
     else:
         table[:] = number(value, path)
     return table
@@ -71,7 +74,6 @@ def number(value: Any, path: str, *, least: float = 0.0, above: bool = False) ->
     if not math.isfinite(value) or value < least or (above and value == least):
         raise ValueError(f"{path}: is {value}; it must be finite and {'above' if above else 'at least'} {least:g}.")
     return float(value)
-
 
 
 def _local_hour(problem: Problem, slot: int, sample: int, samples: int) -> int:

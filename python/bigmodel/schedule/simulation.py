@@ -189,7 +189,7 @@ class _Replay:
         return self.problem.clock.deadline(live.job.deadline) - slot <= need + 1
 
     def _take(self, slot: int, order: list[int], allowed) -> dict[int, tuple[int, int]]:
-        """Each job in turn takes the pool that does its work cheapest now, and there all it can use; the urgent first."""
+        """Each job in turn takes the pool that does its work cheapest now, and there all it can; the urgent first."""
         free = self.trace.count[:, slot].copy()
         taken: dict[int, tuple[int, int]] = {}
         for j in sorted(order, key=lambda j: not self._urgent(j, slot)):

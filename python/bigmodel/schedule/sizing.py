@@ -37,7 +37,7 @@ SETUPS = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """hours: device-hours. state, per set-up: (formula, GiB per device on one device, smallest count that fits or None).
+    """hours: device-hours. setups: (formula, GiB of state on one device, smallest count that fits or None) by name.
 
     activations: GiB per device, with every layer's inputs kept, and with each layer recomputed.
     """
@@ -95,7 +95,9 @@ def estimate(
     for name, (formula, per_param) in SETUPS.items():
         count = _fits(params, per_param, activations["recomputed"], memory * USABLE, most_devices)
         setups[name] = (formula, params * per_param(1) / GIB, count)
-    lines = tuple(_lines(params, tokens, device, mfu, flops, hours, layers, hidden, sequence, micro_batch, activations, setups))
+    lines = tuple(
+        _lines(params, tokens, device, mfu, flops, hours, layers, hidden, sequence, micro_batch, activations, setups)
+    )
     return Estimate(device, flops, hours, layers, hidden, activations, setups, lines)
 
 
@@ -110,13 +112,14 @@ def _fits(params: float, per_param, activations: float, usable: float, most: int
 def _lines(params, tokens, device, mfu, flops, hours, layers, hidden, sequence, micro_batch, activations, setups):
     peak, memory = DEVICES[device]
     yield f"compute      6 x {params:g} x {tokens:g} = {flops:.3g} FLOP  [Kaplan et al. 2020; Hoffmann et al. 2022]"
-    yield f"time         FLOP / ({peak:g} TFLOP/s x {mfu:g}) = {hours:,.0f} {device}-hours  [data sheet, dense bf16; MFU assumed]"
+    yield f"time         FLOP / ({peak:g} TFLOP/s x {mfu:g}) = {hours:,.0f} {device}-hours  [data sheet; MFU assumed]"
     yield f"shape        {layers} layers of {hidden}, from params = 12 x layers x hidden^2  [Kaplan et al. 2020]"
     yield (
-        f"activations  34 x {sequence} x {micro_batch} x hidden bytes per layer = {activations['kept']:.1f} GiB; layers "
-        f"recomputed: {activations['recomputed']:.1f} GiB  [Korthikanti et al. 2022, attention scores not stored]"
+        f"activations  34 x {sequence} x {micro_batch} x hidden bytes per layer = {activations['kept']:.1f} GiB; "
+        f"layers recomputed: {activations['recomputed']:.1f} GiB  [Korthikanti et al. 2022, no attention scores]"
     )
-    yield f"memory       {memory} GiB per {device}, {USABLE:.0%} of it usable; state in bytes per parameter  [ZeRO, 2020]"
+    usable = f"{memory} GiB per {device}, {USABLE:.0%} of it usable"
+    yield f"memory       {usable}; state in bytes per parameter  [Rajbhandari et al. 2020]"
     for name, (formula, state, count) in setups.items():
         fits = f"fits on {count} x {device}" if count else "does not fit on any count tried"
         yield f"  {name:<14} {formula:<40} {state:8.1f} GiB on one device; {fits}"

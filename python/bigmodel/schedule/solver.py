@@ -92,8 +92,11 @@ class _Solve:
             return
         stage = stage_for(self.problem, {"cost": 1.0})
         stage = replace(stage, drops=objective.order[0] == "cost")
-        for index, measure in enumerate(objective.order):
-            end = time.monotonic() + (self.end - time.monotonic()) / (len(objective.order) - index)
+        order = objective.order
+        if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
+            order = (*order, "cost")  # among the fairest, the cheapest
+        for index, measure in enumerate(order):
+            end = time.monotonic() + (self.end - time.monotonic()) / (len(order) - index)
             if measure in SEPARABLE:
                 stage = self._separable(stage, measure, end)
             else:
@@ -193,7 +196,8 @@ class _Solve:
         seconds = time.monotonic() - self.begin
         status = _status(results, self.interrupted, self.cut, self.gap, seconds)
         complete = not (self.cut or self.interrupted)
-        return Plan(self.problem, allocation, status, results, complete, seconds, _notes(account), self.shadow)
+        notes = _notes(account)
+        return Plan(self.problem, allocation, status, results, complete, seconds, notes, shadow=self.shadow)
 
     def _measured(self, account: rules.Account, result: StageResult) -> StageResult:
         """The stage's value as the rules find it in the plan that is returned."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from bigmodel.schedule import fill, path
+from bigmodel.schedule import fill, path, rules
 from bigmodel.schedule.instance import Instance, JobData
 from bigmodel.schedule.path import Schedule
 
@@ -38,9 +38,12 @@ def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
     Does not know lateness or stability.
     """
     h, left, cost = inst.h, data.work, 0.0
-    rate = {(int(p), int(n)): (r, u) for p, n, r, u in zip(data.pool, data.devices, data.rate, data.startup, strict=True)}
+    rate = {
+        (int(p), int(n)): (r, u) for p, n, r, u in zip(data.pool, data.devices, data.rate, data.startup, strict=True)
+    }
     running, job = data.job.running, data.job
-    lost, before, started = 0.0, (), job.started
+    lost, started = 0.0, job.started
+    before: tuple[tuple[int, int], ...] = ()
     by_slot: dict[int, list[tuple[int, int]]] = {}
     for slot, p, n in use:
         by_slot.setdefault(slot, []).append((p, n))
@@ -124,9 +127,7 @@ class State:
         if weights.get("carbon"):
             total += weights["carbon"] * real_cost(self.inst, data, use, problem.carbon)
         if weights.get("lateness"):
-            from bigmodel.schedule.rules import late_hours
-
-            total += weights["lateness"] * data.job.priority * late_hours(problem, data.job, finish)
+            total += weights["lateness"] * data.job.priority * rules.late_hours(problem, data.job, finish)
         return total
 
     def remove(self, j: int) -> tuple[tuple[int, int, int], ...]:

@@ -46,7 +46,9 @@ class Assignment:
         rows, slots = self.x.shape
         width = max(2, len(str(slots - 1)))
         lines = [" " * 6 + "".join(f"{slot:>{width + 1}}" for slot in range(slots))]
-        lines += [f"{i:>5} " + "".join(f"{'#' if used else '.':>{width + 1}}" for used in self.x[i]) for i in range(rows)]
+        lines += [
+            f"{i:>5} " + "".join(f"{'#' if used else '.':>{width + 1}}" for used in self.x[i]) for i in range(rows)
+        ]
         lines.append(f"cost {self.cost:g} ({self.status}, {self.policy})")
         if self.saving is not None:
             lines.append(f"dynamic {self.dynamic_cost:g}, static {self.static_cost:g}: dynamic saves {self.saving:g}")
@@ -85,7 +87,9 @@ def assign(
     if solver not in ("auto", "milp"):
         raise ValueError(f"assign: solver is {solver!r}; accepted are 'auto' and 'milp'.")
     if mode == "exact" and policy == "static" and len(table) > 1:
-        raise ValueError("assign: policy 'static' holds one set in all slots, but mode 'exact' gives each slot another.")
+        raise ValueError(
+            "assign: policy 'static' holds one set in all slots, but mode 'exact' gives each slot another."
+        )
     dynamic = _dynamic(table, mode, need, each_used, solver)
     static = None if mode == "exact" and len(table) > 1 else _static(table, mode, need, each_used)
     x = dynamic if policy == "dynamic" or static is None else static
@@ -113,7 +117,9 @@ def _demand(shape: tuple[int, int], mode: str, demand: Any, each_used: bool) -> 
     if (demand is not None) != (mode == "demand"):
         raise ValueError(f"assign: mode {mode!r} {'needs' if demand is None else 'takes no'} demand.")
     if mode == "exact" and m != slots:
-        raise ValueError(f"assign: mode 'exact' needs as many resources as slots, got {m} and {slots}; try mode 'cover'.")
+        raise ValueError(
+            f"assign: mode 'exact' needs as many resources as slots, got {m} and {slots}; try mode 'cover'."
+        )
     if mode != "demand":
         if not each_used:
             raise ValueError(f"assign: each_used=False is for mode 'demand'; mode {mode!r} uses each resource.")
@@ -150,7 +156,9 @@ def _milp(table: np.ndarray, mode: str, need: np.ndarray | None, each_used: bool
     high = np.concatenate([np.full(slots, most) if need is None else need, np.full(m, most)])
     rows = LinearConstraint(vstack([by_slot, by_resource]), low, high)
     options = {"mip_rel_gap": 0.0}
-    answer = milp(table.ravel(), constraints=rows, integrality=np.ones(table.size), bounds=Bounds(0, 1), options=options)
+    answer = milp(
+        table.ravel(), constraints=rows, integrality=np.ones(table.size), bounds=Bounds(0, 1), options=options
+    )
     if answer.x is None:
         raise RuntimeError(f"assign: HiGHS gave no answer: {answer.message}")
     return np.round(answer.x).astype(np.int8).reshape(m, slots)

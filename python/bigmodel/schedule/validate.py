@@ -33,8 +33,8 @@ def problem(value: Problem) -> None:
     if value.budget is not None:
         number(value.budget, "budget")
     owners = {job.owner for job in value.jobs}
-    for owner, limit in value.budgets.items():
-        number(limit, f"budgets.{owner}")
+    for owner, most in value.budgets.items():
+        number(most, f"budgets.{owner}")
         if owner not in owners:
             fail(f"budgets.{owner}", f"no job has this owner; owners are {listed(owners)}")
     number(value.stability, "stability")

@@ -29,6 +29,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen | None = None
+        self._ticket = 0
+        self._spared = False
 
     def call(self, kind: str, arguments: dict[str, Any], limit: float) -> dict[str, Any]:
         """Runs "linprog" or "milp" for at most `limit` seconds; its answer's fields as a dict.
@@ -36,15 +38,36 @@ class Worker:
         Raises:
             Overdue: no answer in time. RuntimeError: the solver failed; its own words.
         """
+        self.begin(kind, arguments)
+        return self.finish(limit)
+
+    def begin(self, kind: str, arguments: dict[str, Any]) -> None:
+        """Sends a call off; `finish` waits for its answer."""
+        self._ticket += 1
+        try:
+            self._send((self._ticket, kind, arguments))
+        except BaseException:
+            self.kill()
+            raise
+
+    def finish(self, limit: float) -> dict[str, Any]:
+        """The answer to the last `begin`; raises as `call`."""
         end = time.monotonic() + max(limit, 0.0) + _GRACE
         try:
-            self._send((kind, arguments))
-            answer = self._receive(end)
+            ticket, answer = self._receive(end)
+            while ticket != self._ticket:  # an answer that nobody waited for
+                ticket, answer = self._receive(end)
+        except Overdue:
+            # Starting takes longer than a short limit on a busy machine: that child is given one more call.
+            if self._spared:
+                self.kill()
+            self._spared = True
+            raise
         except BaseException:
             self.kill()
             raise
         if "error" in answer:
-            raise RuntimeError(f"{kind}: {answer['error']}")
+            raise RuntimeError(f"solver: {answer['error']}")
         return answer
 
     def kill(self) -> None:
@@ -55,6 +78,7 @@ class Worker:
                 if pipe is not None:
                     pipe.close()
             self._child = None
+        self._spared = False
 
     def _send(self, message: Any) -> None:
         if self._child is None or self._child.poll() is not None:
@@ -72,7 +96,7 @@ class Worker:
         self._child.stdin.write(_HEADER.pack(len(data)) + data)
         self._child.stdin.flush()
 
-    def _receive(self, end: float) -> dict[str, Any]:
+    def _receive(self, end: float) -> tuple[int, dict[str, Any]]:
         (size,) = _HEADER.unpack(self._read(_HEADER.size, end))
         return pickle.loads(self._read(size, end))
 
@@ -88,6 +112,7 @@ class Worker:
             if not part:
                 raise RuntimeError("the solver's process ended without an answer")
             data += part
+            self._spared = True  # it has started
         return data
 
 
@@ -126,12 +151,12 @@ def _answer(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while header := source.read(_HEADER.size):
-        kind, arguments = pickle.loads(source.read(_HEADER.unpack(header)[0]))
+        ticket, kind, arguments = pickle.loads(source.read(_HEADER.unpack(header)[0]))
         try:
             answer = _answer(kind, arguments)
         except Exception as error:  # whatever it is, the caller is the one to hear it
             answer = {"error": f"{type(error).__name__}: {error}"}
-        data = pickle.dumps(answer, protocol=pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps((ticket, answer), protocol=pickle.HIGHEST_PROTOCOL)
         sink.write(_HEADER.pack(len(data)) + data)
         sink.flush()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigmodel.schedule.emit.tasks import GRACE_MINUTES, WAIT, Task, Tasks, comments
 
+_RESOURCE = {"tpu": "google.com/tpu", "fpga": "xilinx.com/fpga"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
@@ -17,7 +18,8 @@ def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
     remarks = list(tasks.remarks)
     remarks.append("Kubernetes Jobs carry no start time: submit.sh must stay up and creates each run at its own")
     remarks.append("Kubernetes knows no afterok between Jobs: a run is created at its time whatever became of others")
-    files, names = {}, {}
+    files: dict[str, str] = {}
+    names: dict[str, str] = {}
     for task in tasks.tasks:
         if not task.job.image:
             raise ValueError(f"job {task.job.name}: image is missing, which Kubernetes needs.")
@@ -27,7 +29,9 @@ def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
         if name in names:
             raise ValueError(f"job {task.job.name}: in Kubernetes its name {name!r} is that of {names[name]} too.")
         names[name] = task.job.name
-        files[f"{task.name}.yaml"] = comments([task.label]) + yaml.safe_dump(_job(task, name), sort_keys=False, width=1000)
+        files[f"{task.name}.yaml"] = comments([task.label]) + yaml.safe_dump(
+            _job(task, name), sort_keys=False, width=1000
+        )
     lines = ["#!/bin/bash", comments(remarks).rstrip("\n"), "set -euo pipefail", 'cd "$(dirname "$0")"', WAIT]
     for task in sorted(tasks.tasks, key=lambda task: task.begins):
         lines.append(f"wait_until {int(task.begins.timestamp())}")
@@ -46,7 +50,7 @@ def _job(task: Task, name: str) -> dict[str, Any]:
     if task.pool.kind == "cpu":
         wanted["cpu"] = str(task.per_node)
     else:
-        wanted[task.pool.gres or "nvidia.com/gpu"] = str(task.per_node)
+        wanted[_RESOURCE.get(task.pool.kind, "nvidia.com/gpu")] = str(task.per_node)
     if task.job.data_gb:
         wanted["ephemeral-storage"] = f"{task.job.data_gb:g}G"
     container: dict[str, Any] = {

@@ -52,5 +52,8 @@ def _task(task: Task) -> dict[str, Any]:
         body["envs"] = dict(task.job.env)
     # A run before the last stops at its time; the job's checkpoint is what the next one resumes from.
     seconds = task.minutes * 60
-    body["run"] = f"# at most the run's length and {GRACE_MINUTES} minutes of grace\ntimeout {seconds} bash -c {shlex.quote(task.command)}\n"
+    body["run"] = (
+        f"# at most the run's length and {GRACE_MINUTES} minutes of grace\n"
+        f"timeout {seconds} bash -c {shlex.quote(task.command)}\n"
+    )
     return body

@@ -77,7 +77,9 @@ def of(plan: Plan) -> Tasks:
         if done.runs and not job.command.strip():
             raise ValueError(f"jobs[{j}].command: is empty, so {job.name} cannot be emitted.")
         if any(len(run.devices) > 1 for run in done.runs):
-            remarks.append(f"{job.name} runs on several pools at once: one task per pool, which the engine starts alone")
+            remarks.append(
+                f"{job.name} runs on several pools at once: one task per pool, which the engine starts alone"
+            )
         if not done.runs:
             remarks.append(f"{job.name} is dropped by the plan and not emitted")
     names: dict[str, list] = {job.name: [] for job in problem.jobs}

@@ -1,0 +1,146 @@
+"""Planning again from where the jobs are, and replaying traces."""
+
+from dataclasses import replace
+
+import campaign_traces
+import numpy as np
+import pytest
+
+from bigmodel import schedule
+from bigmodel.schedule import Job, Pool, Problem, Rate, replanning, simulation
+
+
+def problem(**more):
+    """One device at 1 an hour, one at 3; a job of 6 hours with a restart of half an hour."""
+    points = tuple(Rate(pool=pool, devices=1, rate=1 / 3600) for pool in ("cheap", "dear"))
+    pools = (Pool(name="cheap", count=1, price=1.0), Pool(name="dear", count=1, price=3.0))
+    job = Job(**{"name": "long", "work": 6.0, "throughput": points, "restart": 0.5, "deadline": 12} | more)
+    return Problem(slots=12, pools=pools, jobs=(job,))
+
+
+def plan(**more):
+    return schedule.solve(problem(**more), gap=0.0)
+
+
+def test_nothing_changed_goes_on_without_loss():
+    old = plan(release=0)
+    first = old.start["long"]
+    new = old.replan(first + 3, gap=0.0)
+    job = new.problem.jobs[0]
+    assert job.done == pytest.approx(3.0) and job.running.slots == 3 and job.spent == pytest.approx(3.0)
+    assert new.cost == pytest.approx(3.0) and not new.moves
+    assert (new.allocation == old.allocation).all() and new.past[0]["last"] == first + 3
+
+
+def test_a_pool_gone_moves_the_job_and_says_what_that_costs():
+    old = plan()
+    now = old.start["long"] + 2
+    new = old.replan(now, {"gone": ["cheap"]}, gap=0.0)
+    assert new.runs["long"][0].devices == ((1, 1),)
+    assert new.cost == pytest.approx(3.0 * 5)  # 4 hours of work and half an hour of restart, whole slots
+    assert new.allocation[0, 0, :now].sum() == 2
+
+
+def test_measured_progress_and_throughput_count():
+    old = plan()
+    now = old.start["long"] + 2
+    slow = {"long": [Rate(pool="cheap", devices=1, rate=0.5 / 3600, source="measured")]}
+    new = old.replan(now, {"progress": {"long": 1.0}, "throughput": slow}, gap=0.0)
+    assert new.problem.jobs[0].done == 1.0
+    assert new.account.jobs[0].work == pytest.approx(5.0)
+    assert replace(new.problem.jobs[0]).throughput[-1].source == "measured"
+
+
+def test_what_runs_may_go_on_to_a_deadline_that_a_new_start_would_miss():
+    old = problem(deadline=9)
+    old = replace(old, pools=tuple(replace(pool, startup_hours=3.0) for pool in old.pools))
+    new = schedule.solve(old, gap=0.0).replan(8, gap=0.0)
+    assert new.finish == {"long": 9} and new.notes == ("throughput is assumed, not measured: long",)
+
+
+def test_failed_cancelled_new_and_dearer():
+    old = plan(checkpoint_every=1.0)
+    now = old.start["long"] + 2
+    failed = old.replan(now, {"failed": ["long"]}, gap=0.0)
+    assert failed.problem.jobs[0].done == pytest.approx(1.5) and failed.runs["long"][0].lost_hours == 0.5
+    more = Job(name="more", work=2.0, throughput=old.problem.jobs[0].throughput, release=now)
+    other = old.replan(now, {"cancelled": ["long"], "jobs": [more]}, gap=0.0)
+    assert [job.name for job in other.problem.jobs] == ["more"] and other.cost == pytest.approx(2.0)
+    dearer = old.replan(now, {"prices": {"cheap": 50.0}}, gap=0.0)
+    assert dearer.runs["long"][0].devices == ((1, 1),) and "from 1 x cheap: 0.5 h lost" in dearer.moves[0]
+    held = old.replan(now, {"prices": {"cheap": 3.5}}, stability=10.0, gap=0.0)
+    assert held.runs["long"][0].devices == ((0, 1),) and not held.moves
+
+
+def test_a_deadline_that_is_lost_becomes_as_soon_as_possible():
+    old = plan(deadline=7)
+    new = old.replan(3, {"progress": {"long": 0.0}}, gap=0.0)
+    assert any("can no longer be met" in note for note in new.notes)
+    assert new.finish["long"] == 9 and new.stages[0].measure == "lateness"
+
+
+def test_a_deadline_lost_to_other_jobs_is_reported():
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(Job(name=name, work=4.0, throughput=points, deadline=8) for name in ("a", "b"))
+    old = schedule.solve(Problem(slots=12, pools=(Pool(name="p", count=1, price=1.0),), jobs=jobs), gap=0.0)
+    new = old.replan(2, {"progress": {min(old.start, key=old.start.get): 0.5}}, gap=0.0)
+    assert any("beside the others" in note for note in new.notes) and max(new.finish.values()) <= 11
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [({"failed": ["x"]}, "replan: changes.failed: is 'x'"), ({"gone": ["x"]}, "replan: changes.gone: is 'x'")],
+)
+def test_unknown_names_are_refused(changes, words):
+    with pytest.raises(ValueError) as error:
+        plan().replan(1, changes)
+    assert str(error.value).startswith(words)
+
+
+def test_nothing_left():
+    with pytest.raises(ValueError, match="nothing is left"):
+        plan().replan(1, replanning.Changes(cancelled=["long"]))
+
+
+def test_policies_on_a_trace():
+    week = campaign_traces.problem(3, slots=36, jobs=4)
+    trace = simulation.trace(week, 3)
+    bound = simulation.clairvoyant(week, trace, 2.0)
+    outcomes = {policy: schedule.simulate(week, trace, policy) for policy in simulation.POLICIES}
+    assert all(outcome.cost >= bound * (1 - 1e-6) for outcome in outcomes.values() if not outcome.missed)
+    assert outcomes["plan"].cost < outcomes["greedy"].cost < outcomes["on_demand"].cost
+    assert len(outcomes["plan"].missed) <= len(outcomes["greedy"].missed)
+
+
+def test_a_calm_trace_costs_what_the_plan_says():
+    week = Problem(slots=12, pools=problem().pools, jobs=problem().jobs)
+    trace = simulation.Trace(week.price, week.count, week.price)
+    outcome = schedule.simulate(week, trace, "plan")
+    assert outcome.cost == pytest.approx(plan().cost) and outcome.interruptions == 0
+
+
+def test_an_interruption_costs_work_and_a_restart():
+    base = problem(checkpoint_every=1.0)
+    pools = (replace(base.pools[0], ownership="spot"), base.pools[1])
+    base = replace(base, pools=pools)
+    count = base.count.copy()
+    count[0, 2] = 0
+    outcome = simulation.simulate(base, simulation.Trace(base.price, count, base.price), "greedy")
+    # Two hours done, half of one lost: 4.5 left and half an hour of restart on the other pool.
+    assert outcome.interruptions == 1 and outcome.cost >= 2 * 1.0 + 5 * 1.0
+
+
+def test_unknown_policy():
+    week = problem()
+    with pytest.raises(ValueError, match="policy is 'luck'"):
+        schedule.simulate(week, simulation.Trace(week.price, week.count, week.price), "luck")
+
+
+def test_traces_are_seeded_and_within_what_is_said():
+    week = campaign_traces.problem(0)
+    one, two = simulation.trace(week, 5), simulation.trace(week, 5)
+    assert (one.price == two.price).all() and (one.count == two.count).all()
+    spot = one.count[1] > 0
+    edges = np.flatnonzero(np.diff(spot.astype(int)))
+    lengths = np.diff(edges)
+    assert lengths.max() <= 24 and (one.count[[0, 2]] == week.count[[0, 2]]).all()

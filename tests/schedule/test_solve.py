@@ -1,0 +1,286 @@
+"""Plans against brute force, planted plans and each other; limits, interrupts and determinism."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import campaign_infeasible
+import campaign_random
+import numpy as np
+import pytest
+import reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from bigmodel import schedule
+from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver
+from bigmodel.schedule import path as paths
+from bigmodel.schedule.bounds import Prices, lagrangian
+
+FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@given(st.integers(10**6, 10**9))
+@FEW
+def test_tiny_problems_equal_brute_force(seed):
+    problem, _ = reference.random_problem(seed, tiny=True)
+    plan = schedule.solve(problem, gap=0.0, time_limit=20)
+    assert plan.gap <= 1e-6
+    assert reference.isclose(plan.value, reference.brute_force(problem))
+
+
+@pytest.mark.parametrize("first", range(21_080, 21_380, 25))
+def test_random_problems_with_a_planted_plan(first):
+    # Seeds that no recorded campaign has used; the first 20 are tiny.
+    verdicts = [campaign_random.trial(seed, seconds=0.4) for seed in range(first, first + 25)]
+    assert [verdict for verdict in verdicts if not verdict.startswith("good")] == []
+
+
+@given(st.integers(0, 10**6))
+@FEW
+def test_doubled_prices_double_cost_and_bound(seed):
+    problem, _ = reference.random_problem(seed, tiny=True)
+    pools = tuple(replace(pool, price={"slots": [2 * x for x in pool.price["slots"]]}) for pool in problem.pools)
+    jobs = tuple(
+        replace(job, budget=job.budget and 2 * job.budget, value=job.value and 2 * job.value) for job in problem.jobs
+    )
+    double = replace(problem, pools=pools, jobs=jobs, budget=problem.budget and 2 * problem.budget)
+    once, twice = schedule.solve(problem, gap=0.0), schedule.solve(double, gap=0.0)
+    assert reference.isclose(2 * once.value, twice.value)
+    assert reference.isclose(2 * once.bound, twice.bound, 1e-4)
+
+
+@given(st.integers(0, 10**6))
+@FEW
+def test_what_is_relaxed_is_no_dearer(seed):
+    problem, _ = reference.random_problem(seed, tiny=True)
+    cost = schedule.solve(problem, gap=0.0).value
+    wider = tuple(replace(job, deadline=None) for job in problem.jobs)
+    assert schedule.solve(replace(problem, jobs=wider), gap=0.0).bound <= cost * (1 + 1e-6) + 1e-9
+    more = (*problem.pools, Pool(name="more", count=2, price=1.0))
+    jobs = tuple(replace(j, throughput=(*j.throughput, Rate(pool="more", devices=1, rate=5.0))) for j in problem.jobs)
+    jobs = tuple(replace(j, mix_pools=False) for j in jobs)
+    assert schedule.solve(replace(problem, pools=more, jobs=jobs), gap=0.0).bound <= cost * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize("family", ["A", "B", "C"])
+def test_generated_problems_are_feasible_and_planned(family):
+    planted = schedule.generate(10, 2, 24, 0.6, family, seed=3)
+    assert schedule.check(planted.problem, planted.allocation).violations == []
+    assert reference.broken(planted.problem, planted.allocation)[0] == []
+    plan = schedule.solve(planted.problem, time_limit=2, gap=0.05)
+    assert reference.broken(planted.problem, plan.allocation)[0] == []
+    assert plan.bound <= plan.value <= schedule.check(planted.problem, planted.allocation).measure("cost") * 1.0001
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
+    problem, planted = reference.random_problem(30_000 + seed)
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    cost = reference.broken(problem, planted)[1]
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        prices = Prices.zero(inst)
+        prices.capacity += rng.exponential(1.0, prices.capacity.shape)
+        prices.limit += rng.exponential(0.5, prices.limit.shape)
+        assert lagrangian(inst, prices) <= cost * (1 + 1e-9)
+
+
+def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
+    """Two jobs of two hours by slot 2, one cheap device: one pays 3 an hour more, the rent of the cheap."""
+    points = tuple(Rate(pool=p, devices=1, rate=1 / 3600) for p in ("cheap", "dear"))
+    jobs = tuple(Job(name=f"j{i}", work=2.0, throughput=points) for i in range(2))
+    pools = (Pool(name="cheap", count=1, price=1.0), Pool(name="dear", count=2, price=4.0))
+    problem = Problem(slots=2, pools=pools, jobs=jobs)
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    found = linprog(**bounds.relaxation(inst))
+    prices = bounds.read_prices(inst, found.ineqlin.marginals)
+    assert prices.rent(inst) == pytest.approx(-6.0)
+    assert lagrangian(inst, prices) == pytest.approx(10.0) == found.fun
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_dynamic_programme_is_exact_alone(seed):
+    """One job alone: bound, schedule and the programme of milp agree."""
+    rng = np.random.default_rng(seed)
+    points = tuple(Rate(pool=p, devices=n, rate=float(rng.uniform(0.6, 1) * n)) for p in "ab" for n in (1, 2))
+    job = Job(
+        name="j", work=float(rng.uniform(3, 9) * 3600), throughput=points, min_run=int(rng.integers(1, 4)),
+        restart=float(rng.choice([0.0, 0.4])),
+    )  # fmt: skip
+    pools = tuple(
+        Pool(name=p, count=2, price={"slots": rng.uniform(1, 5, 12).round(2).tolist()}, billing="second",
+             startup_hours=float(rng.choice([0.0, 0.3, 1.2])))
+        for p in "ab"
+    )  # fmt: skip
+    problem = Problem(slots=12, pools=pools, jobs=(job,))
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    make = lambda rounding: paths.Table(inst.jobs[0], inst.unit, inst.free(), 1.0, rounding=rounding, first=0, last=12)  # noqa: E731
+    low, high = make("up").best().cost, make("down").best().cost
+    run = search.Search(inst, solver.shared(), time.monotonic() + 20, 0.0)
+    exact = mip.solve(run.worker, run._model([0], search.State(inst)).program(), 20)
+    assert exact.closed
+    assert low <= exact.value * (1 + 1e-6) and exact.value <= high * (1 + 1e-6)
+    assert high - low <= 0.03 * high
+
+
+def test_objectives_in_order_and_weighted():
+    points = (Rate(pool="dear", devices=1, rate=1 / 3600), Rate(pool="cheap", devices=1, rate=1 / 3600))
+    jobs = tuple(Job(name=f"j{i}", work=2.0, throughput=points) for i in range(2))
+    pools = (
+        Pool(name="dear", count=2, price=5.0, kw=1.0, carbon=100.0),
+        Pool(name="cheap", count=1, price=1.0, kw=1.0, carbon=900.0),
+    )
+    base = Problem(slots=6, pools=pools, jobs=jobs)
+
+    def plan(**objective):
+        return schedule.solve(replace(base, objective=Objective(**objective)), gap=0.0)
+
+    assert plan().value == pytest.approx(4.0)
+    soon = plan(order=("makespan", "cost"))
+    assert [stage.measure for stage in soon.stages] == ["makespan", "cost"]
+    assert soon.stages[0].value == soon.stages[0].bound == 2.0 and soon.cost == pytest.approx(12.0)
+    assert plan(order=("cost", "makespan")).stages[1].value == 4.0
+    assert plan(order=("carbon",)).value == pytest.approx(0.4)
+    assert plan(order=("fairness", "cost")).stages[0].value == pytest.approx(1.0)
+    assert plan(weights={"cost": 1.0, "carbon": 20.0}).cost == pytest.approx(20.0)
+    assert plan(weights={"cost": 1.0, "makespan": 3.0}).value == pytest.approx(4 + 12)
+    assert plan(weights={"cost": 1.0, "makespan": 5.0}).value == pytest.approx(12 + 10)
+
+
+def test_lateness_is_minimised_by_priority():
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(
+        Job(name=name, work=2.0, throughput=points, deadline=2, soft=True, priority=priority)
+        for name, priority in (("low", 1.0), ("high", 5.0))
+    )
+    problem = Problem(
+        slots=6, pools=(Pool(name="p", count=1),), jobs=jobs, objective=Objective(order=("lateness", "cost"))
+    )
+    plan = schedule.solve(problem, gap=0.0)
+    assert plan.value == pytest.approx(2.0) and plan.finish == {"low": 4, "high": 2}
+
+
+def test_a_job_is_dropped_where_its_value_is_below_its_cost():
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(Job(name=f"v{value}", work=2.0, throughput=points, value=float(value)) for value in (1, 3))
+    plan = schedule.solve(Problem(slots=4, pools=(Pool(name="p", count=2, price=1.0),), jobs=jobs), gap=0.0)
+    assert plan.dropped == ["v1"] and plan.value == pytest.approx(1 + 2) and plan.cost == pytest.approx(2)
+
+
+def test_same_input_and_seed_give_the_same_plan():
+    problem = schedule.generate(8, 2, 24, 0.5, "B", seed=1).problem
+    plans = [schedule.solve(problem, time_limit=30, gap=0.05, seed=4) for _ in range(2)]
+    assert all(plan.complete for plan in plans)
+    assert (plans[0].allocation == plans[1].allocation).all()
+
+
+def test_time_limit_holds_and_says_so():
+    problem = schedule.generate(40, 4, 120, 0.85, "C", seed=1).problem
+    begin = time.monotonic()
+    try:
+        plan = schedule.solve(problem, time_limit=3, gap=0.0)
+        assert not plan.complete and "time ran out" in plan.status
+    except schedule.Unknown:
+        pass  # on a crowded machine three seconds may be too few
+    assert time.monotonic() - begin < 3 + 2.5  # 0.5 s on a quiet machine; this one may be crowded
+
+
+def test_ctrl_c_returns_the_best_plan_so_far():
+    script = (
+        "from bigmodel import schedule; p = schedule.generate(40, 4, 120, .6, 'B', seed=1).problem\n"
+        "def tell(value, bound, seconds):\n    if value < 1e300: print('incumbent', flush=True)\n"
+        "plan = schedule.solve(p, time_limit=60, gap=0.0, progress=tell)\n"
+        "print(plan.status, plan.account.violations)"
+    )
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    assert child.stdout.readline() == "incumbent\n"
+    begin = time.monotonic()
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    rest, errors = child.communicate(timeout=30)
+    assert errors == ""  # nor does the solver's process complain
+    assert "interrupted after" in rest and "[]" in rest and child.returncode == 0
+    assert time.monotonic() - begin < 5
+
+
+def test_a_plan_that_breaks_a_rule_is_not_returned(monkeypatch):
+    problem = schedule.generate(3, 1, 12, 0.3, "B", seed=1).problem
+    honest = search.Search.run
+
+    def cheat(self, start=None):
+        honest(self, start)
+        self.best = {j: use[:-1] for j, use in self.best.items()}
+        return self
+
+    monkeypatch.setattr(search.Search, "run", cheat)
+    with pytest.raises(RuntimeError, match="breaks a rule and is not returned"):
+        schedule.solve(problem, gap=0.5)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_planted_cause_is_among_the_suggestions(seed):
+    record = campaign_infeasible.trial(10_000 + seed)
+    assert record["found"], record
+    assert 1 <= len(record["suggestions"]) <= 3
+
+
+def test_suggestions_are_the_least_that_helps():
+    """Two jobs of two hours on one device by slot 3: one hour short."""
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(Job(name=name, work=2.0, throughput=points, deadline=3) for name in ("a", "b"))
+    problem = Problem(slots=6, pools=(Pool(name="p", count=1, price=2.0),), jobs=jobs, budget=7.0)
+    with pytest.raises(schedule.Infeasible) as error:
+        schedule.solve(replace(problem, budget=None))
+    text = " / ".join(error.value.suggestions)
+    assert re.search(r"a deadline of slot 4 for [ab] ", text) and "1 more p-hours before slot" in text
+    assert "budget" not in text and any("misses its deadline by 1 slot" in reason for reason in error.value.reasons)
+    late = (jobs[0], replace(jobs[1], deadline=4))
+    schedule.solve(replace(problem, jobs=late, budget=None))
+    schedule.solve(replace(problem, pools=(Pool(name="p", count={"slots": [2, 1, 1, 1, 1, 1]}),), budget=None))
+    with pytest.raises(schedule.Infeasible) as error:
+        schedule.solve(replace(problem, jobs=late))
+    (suggestion,) = error.value.suggestions
+    amount = float(re.search(r"a budget of ([\d.]+) USD instead of 7.00", suggestion)[1])
+    assert 8.0 <= amount <= 8.01
+    # With no family that cures it alone, all are stretched together.
+    with pytest.raises(schedule.Infeasible) as error:
+        schedule.solve(problem)
+    assert len(error.value.suggestions) == 1 and " and a budget of 8.0" in error.value.suggestions[0]
+
+
+@pytest.mark.parametrize(
+    "job, words",
+    [
+        ({"memory": 100.0}, "fits on no pool"),
+        ({"counts": (3,)}, "fits on no pool"),
+        ({"deadline": 1}, "misses its deadline by 1 slots even alone"),
+        ({"budget": 0.5}, "costs at least"),
+    ],
+)
+def test_cheap_tests_name_the_job(job, words):
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    pool = Pool(name="p", count=1, price=1.0, memory=80.0)
+    problem = Problem(slots=6, pools=(pool,), jobs=(Job(**{"name": "j", "work": 2.0, "throughput": points} | job),))
+    with pytest.raises(schedule.Infeasible) as error:
+        schedule.solve(problem)
+    assert words in error.value.reasons[0] and error.value.reasons[0].startswith("j ")
+
+
+@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"gap": -1}, {"backend": "cp-sat"}])
+def test_bad_arguments(arguments):
+    with pytest.raises(ValueError, match="^solve: "):
+        schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, **arguments)
+
+
+def test_no_private_module_of_scipy():
+    for path in Path(schedule.__file__).parent.rglob("*.py"):
+        assert not re.search(r"scipy[\w.]*\._", path.read_text()), path.name
