@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-_BYTES = (4, 2, 2, 8, 1)  # float32, bfloat16, float16, float64: DType in csrc/op.h; bytes, and 8-bit codes: csrc/table.h
+_BYTES = (4, 2, 2, 8, 1)  # float32, bfloat16, float16, float64: DType in csrc/op.h; bytes and 8-bit codes: csrc/table.h
 _FLOAT32, _FLOAT64, _BYTE = 0, 3, 4
 _QUANT_BLOCK = 256
 
