@@ -11,18 +11,17 @@ from bigmodel.benchmarks.harness import COPY, OURS, CpuTimer, Effort, measure  #
 BRIEF = Effort(seconds=0.0, min_rounds=1, max_rounds=1)
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
+@pytest.fixture
+def small(monkeypatch):
     monkeypatch.setattr(attention, "BATCH", {160: 2})  # longer than the sliding window of GPT-OSS
     monkeypatch.setattr(attention, "HEADS", 4)
     monkeypatch.setitem(attention._CONFIG, "num_attention_heads", 4)
-    monkeypatch.setitem(attention._CONFIG, "vocab_size", 97)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [attention.CAUSAL, attention.PADDED])
 @pytest.mark.parametrize("name", attention.MODELS)
-def test_contenders_agree_on_the_attention(name, kind):
+def test_contenders_agree_on_the_attention(name, kind, small):
     for dtype in attention.FLOATS:
         row = measure(attention.attention_case(name, kind, dtype, 160), CpuTimer(), BRIEF)
         assert row.notes == {} and set(row.times) == {OURS, "eager", "compile", COPY}
@@ -31,12 +30,12 @@ def test_contenders_agree_on_the_attention(name, kind):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", attention.MODELS)
-def test_contenders_agree_on_the_step(name):
+def test_contenders_agree_on_the_step(name, small):
     row = measure(attention.step_case(name, torch.float32, 160), CpuTimer(), BRIEF)
     assert row.notes == {} and set(row.times) == {OURS, "eager", COPY}
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["on cpu", "on a gpu"])
 def test_goals_name_cases_that_are_measured(device):
     goals = attention.goals(device)
     names = {case.name for case in attention.cases(device)}
