@@ -357,7 +357,10 @@ class Backward : Rows {
 
   // Adds the blocks' partial sums in their order, in groups of 16 so that no sum is long, and converts once.
   void reduce() const {
-    struct { void* grad; int which; } wanted[2];
+    struct {
+      void* grad;
+      int which;
+    } wanted[2];
     int64_t kinds = 0;
     if (a_.grad_weight) wanted[kinds++] = {a_.grad_weight, 0};
     if (centred_ && a_.grad_bias) wanted[kinds++] = {a_.grad_bias, 1};
