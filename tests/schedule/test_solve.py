@@ -89,7 +89,10 @@ def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
         prices = Prices.zero(inst)
         prices.capacity += rng.exponential(1.0, prices.capacity.shape)
         prices.limit += rng.exponential(0.5, prices.limit.shape)
-        assert lagrangian(inst, prices) <= cost * (1 + 1e-9)
+        bound = lagrangian(inst, prices)
+        assert bound <= cost * (1 + 1e-9)
+        assert lagrangian(inst, prices, late=lambda: True) <= bound + 1e-6 * abs(bound)
+        assert lagrangian(inst, prices, units=20) <= bound + 1e-6 * abs(bound)
 
 
 def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
