@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver
+from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, worker
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
 
@@ -89,7 +89,10 @@ def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
         prices = Prices.zero(inst)
         prices.capacity += rng.exponential(1.0, prices.capacity.shape)
         prices.limit += rng.exponential(0.5, prices.limit.shape)
-        assert lagrangian(inst, prices) <= cost * (1 + 1e-9)
+        bound = lagrangian(inst, prices)
+        assert bound <= cost * (1 + 1e-9)
+        assert lagrangian(inst, prices, late=lambda: True) <= bound + 1e-6 * abs(bound)
+        assert lagrangian(inst, prices, units=20) <= bound + 1e-6 * abs(bound)
 
 
 def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
@@ -210,6 +213,19 @@ def test_ctrl_c_returns_the_best_plan_so_far():
     assert errors == ""  # nor does the solver's process complain
     assert "interrupted after" in rest and "[]" in rest and child.returncode == 0
     assert time.monotonic() - begin < 5
+
+
+def test_an_answer_that_nobody_waited_for_blocks_nothing():
+    """Both pipes full: a large answer is being written while the next large question is."""
+    solver_process = worker.Worker()
+    n = 200_000
+    program = {"c": np.ones(n), "bounds": np.stack([np.ones(n), np.full(n, 2.0)], axis=1), "method": "highs"}
+    try:
+        with pytest.raises(worker.Overdue):
+            solver_process.call("linprog", program, -1.0)
+        assert solver_process.call("linprog", program | {"c": np.full(n, 2.0)}, 60)["value"] == pytest.approx(2 * n)
+    finally:
+        solver_process.kill()
 
 
 def test_a_plan_that_breaks_a_rule_is_not_returned(monkeypatch):

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigmodel.schedule import fill
 from bigmodel.schedule.fill import hull
 from bigmodel.schedule.instance import Instance, JobData
 from bigmodel.schedule.state import cheapest
+
+_BUSY = 0.6  # share of its window in which a job is likely to run
 
 
 @dataclass
@@ -61,21 +64,24 @@ class Prices:
         return unit
 
 
-def relaxation(inst: Instance) -> dict:
+def relaxation(inst: Instance, rough: bool = False) -> dict:
     """The linear relaxation as linprog's arguments, for the worker; `read_prices` reads its answer.
 
     A column is the share of a slot that a job spends in a configuration. A job whose window is wide has one column per
     pool and slot, its most efficient configuration at up to its largest count; one that may need more has them all.
+
+    rough: one column per pool and slot for every job, at the efficiency of the count that it is likely to need. Its
+    prices are as good and come sooner (0.9 s against 11.8 s at 100 x 4 x 168), but its value is no bound.
     """
-    columns = _Columns(inst)
+    columns = _Columns(inst, rough)
     for data in inst.jobs:
         columns.job(data)
     return columns.program()
 
 
 class _Columns:
-    def __init__(self, inst: Instance):
-        self.inst = inst
+    def __init__(self, inst: Instance, rough: bool):
+        self.inst, self.rough = inst, rough
         self.cost: list[np.ndarray] = []
         self.upper: list[np.ndarray] = []
         self.entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -96,7 +102,7 @@ class _Columns:
 
     def job(self, data: JobData) -> None:
         slots = np.arange(data.first, data.last)
-        tight = self._tight(data, len(slots))
+        tight = not self.rough and self._tight(data, len(slots))
         one_per_slot = None
         if tight and len(slots):
             one_per_slot = self.rows + np.arange(len(slots))
@@ -107,8 +113,10 @@ class _Columns:
             most = int(data.devices[mine].max())
             points = hull(data.devices[mine], data.rate[mine])[1:]
             if not tight:
-                n, rate = max(points, key=lambda point: point[1] / point[0])
-                points = [(most, rate * most / n)]
+                efficient = max(rate / n for n, rate in points)
+                if self.rough:
+                    efficient = _likely(points, data.work / (_BUSY * max(1, len(slots)) * self.inst.h))
+                points = [(most, efficient * most)]
             for n, rate in points:
                 self._add(data, int(p), n, rate, slots, one_per_slot)
         if np.isfinite(data.drop):
@@ -161,6 +169,15 @@ class _Columns:
         }
 
 
+def _likely(points: list[tuple[int, float]], rate: float) -> float:
+    """Work per device-hour at the count that gives `rate` per hour, between the hull's points."""
+    known = [(0, 0.0), *points]
+    for (n0, r0), (n1, r1) in zip(known, points, strict=False):
+        if rate <= r1:
+            return rate / (n0 + (n1 - n0) * (rate - r0) / (r1 - r0))
+    return points[-1][1] / points[-1][0]
+
+
 def read_prices(inst: Instance, marginals: np.ndarray) -> Prices:
     """Prices from the duals of the relaxation's rows."""
     pools, slots = inst.count.shape
@@ -173,12 +190,20 @@ def read_prices(inst: Instance, marginals: np.ndarray) -> Prices:
     return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)])
 
 
-def lagrangian(inst: Instance, prices: Prices, tick=lambda: None) -> float:
-    """L at these prices; inf if a job fits nowhere even alone. tick: called between jobs; may raise to stop."""
+def lagrangian(inst: Instance, prices: Prices, late=lambda: False, units: int | None = None) -> float:
+    """L at these prices; inf if a job fits nowhere even alone.
+
+    late: asked before each job; from when it is true, jobs count with their relaxation, which is quick and no dearer.
+    units: of the dynamic programme's grid in a slot's work; a coarser one gives a lower bound, sooner.
+    """
     free, shared = inst.free(), prices.shared(inst)
     total = prices.rent(inst)
     for data in inst.jobs:
-        tick()
-        best = cheapest(inst, data, prices.unit(inst, data.index, shared), free, optimistic=True)
+        unit = prices.unit(inst, data.index, shared)
+        if late():
+            window = {"first": data.first, "last": data.last}
+            best = fill.cheapest(data, unit, free, inst.h, optimistic=True, **window)
+        else:
+            best = cheapest(inst, data, unit, free, optimistic=True, units=units)
         total += min(data.drop, best.cost)
     return float(total)

@@ -45,7 +45,9 @@ class Table:
     unit: currency per device-hour, (pools, slots). free: devices left, (pools, slots). first, last: the window.
     """
 
-    def __init__(self, data: JobData, unit, free, h: float, *, rounding: str, first: int, last: int, stability=0.0):
+    def __init__(
+        self, data: JobData, unit, free, h: float, *, rounding: str, first: int, last: int, stability=0.0, units=None
+    ):
         self.data, self.h, self.first, self.last = data, h, first, last
         self.rounding, self.stability = rounding, stability
         slots = np.arange(first, last)
@@ -54,7 +56,7 @@ class Table:
         self.price = np.where(usable, price, np.inf).tolist()  # lists: reading one number is most of what is done
         self.late = data.late.tolist()
         self.keep = [k for k in range(len(data.pool)) if usable[k].any()]
-        self.units, self.step = self._grid()
+        self.units, self.step = self._grid(units or UNITS_PER_SLOT[rounding])
         self.idle = np.full((last - first + 1, self.units + 1), np.inf)
         self.idle[:, 0] = 0.0
         self.loss = data.startup + data.job.restart
@@ -67,13 +69,13 @@ class Table:
         for s in range(last - first - 1, -1, -1):
             self._fill(s)
 
-    def _grid(self) -> tuple[int, float]:
+    def _grid(self, per_slot: int) -> tuple[int, float]:
         """Units of work and the size of one, chosen so that the rates round little."""
         data = self.data
         if not self.keep:
             return 1, data.work
         gains = data.rate[self.keep] * self.h
-        finest = max(gains.min() / UNITS_PER_SLOT[self.rounding], data.work / MOST_UNITS)
+        finest = max(gains.min() / per_slot, data.work / MOST_UNITS)
         steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.rounding == "up" else 32)
         units = gains[None, :] / steps[:, None]
         whole = {"up": np.ceil(units), "near": np.round(units), "down": np.floor(units)}[self.rounding]

@@ -24,6 +24,8 @@ from bigmodel.schedule.worker import Overdue, Worker
 
 _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
+_ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices
+_COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
@@ -91,6 +93,8 @@ class Search:
                 self._search()
         except TimeUp:
             self.cut = True
+            if self.bound == -np.inf and self.value < np.inf:
+                self._certify(self.prices)
         return self
 
     def _inside(self, start: dict[int, tuple]) -> bool:
@@ -101,8 +105,8 @@ class Search:
 
     def _relax(self) -> None:
         """The relaxation, and while it runs a first plan without its prices."""
-        program = bounds.relaxation(self.inst)
-        self.worker.begin("linprog", program | {"method": "highs-ipm"})
+        rough = self._size() > _ROUGH_MODEL
+        self.worker.begin("linprog", bounds.relaxation(self.inst, rough) | {"method": "highs-ipm"})
         begin = time.monotonic()
         self._offer(construct(self.inst, self.prices, 0.0, self.tick))
         try:
@@ -111,11 +115,12 @@ class Search:
             self.cut = True
             return
         if found["status"] == 2:
-            again = self._linprog(program | {"method": "highs", "options": {"presolve": False}})
-            self.infeasible = again["status"] == 2
+            exact = bounds.relaxation(self.inst) | {"method": "highs", "options": {"presolve": False}}
+            self.infeasible = self._linprog(exact)["status"] == 2
         elif found["status"] == 0:
             self.prices = bounds.read_prices(self.inst, found["marginals"])
-            self._raise(found["value"] - 1e-7 * abs(found["value"]))
+            if not rough:
+                self._raise(found["value"] - 1e-7 * abs(found["value"]))
 
     def _linprog(self, program: dict) -> dict:
         try:
@@ -130,8 +135,8 @@ class Search:
         self._offer(state)
         if self.closed():
             return
-        if self.bound == -np.inf:  # the relaxation was cut off
-            self._certify(self.prices)
+        if self.bound == -np.inf:  # the relaxation was rough, or cut off
+            self._certify(self.prices, _COARSE)
         size = self._size()
         if size <= _TINY_MODEL:
             self._exact(_MILP_SECONDS / 2)
@@ -223,8 +228,8 @@ class Search:
             Improver(state, prices, self.seed).sweep(self.tick)
         self._offer(state)
 
-    def _certify(self, prices: Prices) -> None:
-        value = bounds.lagrangian(self.inst, prices, self.tick)
+    def _certify(self, prices: Prices, units: int | None = None) -> None:
+        value = bounds.lagrangian(self.inst, prices, lambda: self.left() < 0, units)
         if value == np.inf:
             self.infeasible = True
         else:

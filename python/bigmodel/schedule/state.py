@@ -13,8 +13,13 @@ from bigmodel.schedule.path import Schedule
 _EPS = 1e-9
 
 
-def cheapest(inst: Instance, data: JobData, unit, free, *, optimistic=False, first=None, last=None) -> Schedule:
-    """One job's cheapest schedule at prices `unit` within `free` devices, whichever kind of job it is."""
+def cheapest(
+    inst: Instance, data: JobData, unit, free, *, optimistic=False, first=None, last=None, units=None
+) -> Schedule:
+    """One job's cheapest schedule at prices `unit` within `free` devices, whichever kind of job it is.
+
+    units: of the grid in a slot's work, path.UNITS_PER_SLOT if None.
+    """
     first = data.first if first is None else first
     last = data.last if last is None else last
     stability = inst.problem.stability * inst.stage.weights.get("cost", 0.0)
@@ -25,7 +30,8 @@ def cheapest(inst: Instance, data: JobData, unit, free, *, optimistic=False, fir
     if not data.job.preemptible:
         return path.unbroken(data, unit, free, inst.h, first, last, stability)
     for rounding in ("up",) if optimistic else ("near", "down"):
-        table = path.Table(data, unit, free, inst.h, rounding=rounding, first=first, last=last, stability=stability)
+        limits = {"first": first, "last": last, "stability": stability, "units": units}
+        table = path.Table(data, unit, free, inst.h, rounding=rounding, **limits)
         schedule = table.best()
         if schedule.use:
             break

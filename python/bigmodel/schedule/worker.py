@@ -30,6 +30,7 @@ class Worker:
     def __init__(self) -> None:
         self._child: subprocess.Popen | None = None
         self._ticket = 0
+        self._inbox = b""
         self._spared = False
 
     def call(self, kind: str, arguments: dict[str, Any], limit: float) -> dict[str, Any]:
@@ -91,10 +92,26 @@ class Worker:
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
             )
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        assert self._child.stdin is not None
-        self._child.stdin.write(_HEADER.pack(len(data)) + data)
-        self._child.stdin.flush()
+            os.set_blocking(self._child.stdin.fileno(), False)  # type: ignore[union-attr]
+            self._inbox = b""
+        payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        data = memoryview(_HEADER.pack(len(payload)) + payload)
+        assert self._child.stdin is not None and self._child.stdout is not None
+        sink, source = self._child.stdin.fileno(), self._child.stdout.fileno()
+        while data:
+            # An answer that nobody waited for is read meanwhile: two full pipes would wait for each other for ever.
+            readable, writable, _ = select.select([source], [sink], [])
+            if readable:
+                self._inbox += self._part(source)
+            if writable:
+                data = data[os.write(sink, data) :]
+
+    def _part(self, source: int) -> bytes:
+        part = os.read(source, 1 << 20)
+        if not part:
+            raise RuntimeError("the solver's process ended without an answer")
+        self._spared = True  # it has started
+        return part
 
     def _receive(self, end: float) -> tuple[int, dict[str, Any]]:
         (size,) = _HEADER.unpack(self._read(_HEADER.size, end))
@@ -102,17 +119,13 @@ class Worker:
 
     def _read(self, size: int, end: float) -> bytes:
         assert self._child is not None and self._child.stdout is not None
-        pipe = self._child.stdout.fileno()
-        data = b""
-        while len(data) < size:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, end - time.monotonic()))
+        source = self._child.stdout.fileno()
+        while len(self._inbox) < size:
+            ready, _, _ = select.select([source], [], [], max(0.0, end - time.monotonic()))
             if not ready:
                 raise Overdue
-            part = os.read(pipe, size - len(data))
-            if not part:
-                raise RuntimeError("the solver's process ended without an answer")
-            data += part
-            self._spared = True  # it has started
+            self._inbox += self._part(source)
+        data, self._inbox = self._inbox[:size], self._inbox[size:]
         return data
 
 
