@@ -338,3 +338,36 @@ def test_bad_arguments_get_one_sentence(tensors, options, error, words):
         bigmodel.attention(*tensors, **options)
     message = str(caught.value)
     assert words in message and message.startswith("attention") and message.endswith(".") and "\n" not in message
+
+
+def test_autocast_to_float16_does_not_overflow_the_scores():
+    query, value = torch.randn(1, 2, 8, 64) * 60, torch.randn(1, 2, 8, 64)
+    with torch.autocast("cpu", torch.float16):
+        out, _ = bigmodel.attention(query, query.clone(), value, return_weights=True)
+        assert out.isfinite().all()
+
+
+def test_a_float32_mask_keeps_its_numbers_under_autocast():
+    query = torch.randn(1, 2, 4, 8)
+    mask = torch.full((4, 4), torch.finfo(torch.float32).min)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = bigmodel.attention(query, query, query, mask)
+        beside, _ = bigmodel.attention(query, query, query, mask, return_weights=True)
+    torch.testing.assert_close(alone, beside)
+    assert alone.abs().sum() > 0
+
+
+def test_a_mask_of_another_device_is_refused():
+    query = torch.randn(1, 2, 3, 8)
+    with pytest.raises(ValueError, match="attention: attn_mask is on device 'meta', but query is on 'cpu'"):
+        bigmodel.attention(query, query, query, torch.zeros(3, 3, device="meta"))
+
+
+def test_grouped_heads_with_batches_that_broadcast():
+    query, key, mask = torch.randn(1, 4, 3, 8), torch.randn(5, 2, 6, 8), torch.rand(5, 1, 1, 6) > 0.3
+    mask[..., 0] = True
+    out = bigmodel.attention(query, key, key, mask, enable_gqa=True)
+    repeated = key.repeat_interleave(2, 1)
+    torch.testing.assert_close(
+        out, F.scaled_dot_product_attention(query.expand(5, -1, -1, -1), repeated, repeated, mask)
+    )

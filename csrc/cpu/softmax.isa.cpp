@@ -14,6 +14,17 @@ template <class T> BIGMODEL_INLINE void fetch_ahead(Ahead ahead, int64_t i) {
   for (int64_t byte = 0; byte < ahead.bytes; byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
+// A product that no compiler fuses with what follows. The peak is a rounded product, and a fused difference from it is
+// off by half an ulp of the score, which beyond 1e9 is more than exp can take.
+template <class T> BIGMODEL_INLINE Pack<T> rounded(Pack<T> v) {
+#if defined(__x86_64__)
+  asm("" : "+x"(v.lo), "+x"(v.hi));
+#else
+  asm("" : "+w"(v.lo), "+w"(v.hi));
+#endif
+  return v;
+}
+
 template <class T> struct Largest {
   Pack<T> part[2] = {splat(-kInfinity<T>), splat(-kInfinity<T>)};
   BIGMODEL_INLINE double value() const {
@@ -88,7 +99,7 @@ double exp_sum_of(void* e_, const void* scores_, int64_t n, double scale_, doubl
     Accumulator<T> total;
     resweep<T>(count, BIGMODEL_BODY(int64_t i, auto at, int k) {
       if constexpr (fetching) fetch_ahead<T>(ahead, begin + i);
-      Pack<T> v = exp(at.load(scores + begin + i) * scale - peak);
+      Pack<T> v = exp(rounded<T>(at.load(scores + begin + i) * scale) - peak);
       at.store(e + begin + i, v);
       total.part[k] += at.keep(v);
     });
@@ -201,8 +212,8 @@ void grad_scores(void* grad_, const void* scores_, int64_t n, double scale_, dou
   sweep<T>(n, BIGMODEL_BODY(int64_t i, auto at, int) {
     Pack<T> v = at.load(grad + i) * scale;
     if (softcap != 0) {
-      Pack<T> t = tanh(at.load(scores + i) * by_cap);
-      v = v - v * t * t;
+      Pack<T> t = tanh(at.load(scores + i) * by_cap), w = v - v * t * t;
+      v = {v.lo == 0 ? v.lo : w.lo, v.hi == 0 ? v.hi : w.hi};  // an excluded score may be NaN
     }
     at.store(grad + i, v);
   });

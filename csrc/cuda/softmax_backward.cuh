@@ -43,7 +43,7 @@ __device__ void finish_scores(C (&g)[E], const C (&s)[E], const SoftmaxBackward&
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       const C t = hyperbolic(s[e] * by_cap);
-      g[e] = g[e] * scale * (C(1) - t * t);
+      g[e] = g[e] == C(0) ? C(0) : g[e] * scale * (C(1) - t * t);  // an excluded score may be NaN
     }
   } else {
 #pragma unroll

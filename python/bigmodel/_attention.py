@@ -83,7 +83,12 @@ def _check_mask(attn_mask: Any, query: Tensor, key: Tensor, enable_gqa: bool) ->
             f"{op}: attn_mask has dtype {attn_mask.dtype}; accepted are bool (True takes part) and, to be added, "
             f"{_check.SUPPORTED}."
         )
-    heads = query.shape[:-2] if enable_gqa else torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    if attn_mask.device != query.device:
+        raise ValueError(f"{op}: attn_mask is on device '{attn_mask.device}', but query is on '{query.device}'.")
+    if enable_gqa:
+        heads = (*torch.broadcast_shapes(query.shape[:-3], key.shape[:-3]), query.shape[-3])
+    else:
+        heads = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     scores = (*heads, query.shape[-2], key.shape[-2])
     ends = zip(attn_mask.shape[::-1], scores[::-1], strict=False)
     if attn_mask.dim() > len(scores) or any(own not in (1, size) for own, size in ends):
@@ -143,7 +148,7 @@ def _no_kernel(query, key, value, attn_mask, dropout_p, enable_gqa) -> str:
         return "attn_mask requires grad"
     if attn_mask is not None and attn_mask.dim() not in _SDPA_MASK_DIMS:
         return "torch's kernels take masks of two or four dimensions"
-    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, _product_dtype(query)):
         return "torch's kernels take masks of bool or the queries' dtype"
     if query.is_cuda and attn_mask is not None:  # NaN in backward: pytorch issues 178251 and 196678 (2.11 and later)
         return "torch's CUDA kernels promise nothing about queries that a mask leaves without keys"
@@ -160,7 +165,7 @@ def _fused(
     scale: float, options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, weights)."""
-    if query.dtype is torch.float16:  # whose unscaled scores could pass 65504
+    if _product_dtype(query) is torch.float16:  # whose unscaled scores could pass 65504
         query, scale = query * scale, 1.0
     scores = _grouped_matmul(query, key.transpose(-2, -1))
     read = (scores, attn_mask, options["alibi_slopes"], options["sinks"])
@@ -171,6 +176,13 @@ def _fused(
         inplace=_registry.direct(read) and not keeps_scores, **options,
     )  # fmt: skip
     return _grouped_matmul(weights, value), weights
+
+
+def _product_dtype(query: Tensor) -> torch.dtype:
+    """What a matrix product with the queries is taken in: autocast has it in a type of its own."""
+    kind = query.device.type
+    known = query.is_cpu or query.is_cuda
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else query.dtype
 
 
 def _grouped_matmul(left: Tensor, right: Tensor) -> Tensor:

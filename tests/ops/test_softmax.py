@@ -158,11 +158,40 @@ def test_finite_masks_and_scores_are_ordinary_numbers(device):
     assert_close(uniform, torch.full((1, 3), 1 / 3, device=device))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [0.3, 0.7, 80**-0.5])
+@pytest.mark.parametrize("keys", [4, 37])
+def test_large_scores_of_one_value_share_alike(device, isa, dtype, scale, keys):
+    """The largest score less itself is 0 whatever the size: a fused product left half an ulp, NaN beyond 1e9."""
+    largest = torch.finfo(dtype).max
+    values = [v for v in (-1e30, 1e30, 1.2345e10, -1e300, -largest) if abs(v) <= largest]
+    scores = torch.tensor(values, dtype=dtype, device=device)[:, None].expand(-1, keys).reshape(1, 1, -1, keys)
+    out = bigmodel.attention_softmax(scores.contiguous(), scale=scale)
+    assert_close(out, torch.full_like(out, 1 / keys))
+
+
 def test_special_values_follow_stock(device):
     x = normal(6, 40, device=device)
     x[0, 3], x[1, 3], x[2, 5], x[3], x[4] = math.nan, math.inf, -math.inf, -math.inf, math.nan
     for ours, stock in ((bigmodel.softmax, torch.softmax), (bigmodel.log_softmax, torch.log_softmax)):
         assert_close(ours(x, -1), stock(x, -1), equal_nan=True)
+
+
+def test_an_excluded_nan_has_no_gradient_under_a_soft_cap(device):
+    scores = normal(1, 1, 2, 4, device=device)
+    scores[0, 0, 0, 1] = math.nan
+    scores.requires_grad_()
+    mask = torch.ones(2, 4, dtype=torch.bool, device=device)
+    mask[0, 1] = False
+    bigmodel.attention_softmax(scores, mask=mask, softcap=5.0).square().sum().backward()
+    assert scores.grad[0, 0, 0, 1] == 0 and scores.grad.isfinite().all()
+
+
+def test_in_place_of_dimensions_that_do_not_fold(device):
+    scores = normal(3, 2, 2, 2, 4, 5, device=device).transpose(0, 1)
+    expected = torch.softmax(scores, -1)
+    assert bigmodel.attention_softmax(scores, inplace=True) is scores
+    assert_close(scores, expected)
 
 
 def test_large_offsets_cost_no_digits(device):

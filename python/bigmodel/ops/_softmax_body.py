@@ -68,7 +68,8 @@ def forward(
     options: Options, out_dtype: torch.dtype, inplace: bool = False, log: bool = False, empty_is_nan: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """(out, probs, sink_probs): probs are y before dropout, None without; sink_probs None without sinks."""
-    rows_in_place = inplace and scores.stride(-1) == 1
+    # Dimensions that do not fold into a view would be written to a copy of theirs.
+    rows_in_place = inplace and scores.stride(-1) == 1 and _folded(scores).data_ptr() == scores.data_ptr()
     out = scores if rows_in_place else _registry.empty_like(scores, out_dtype)
     probs = None if seed is None else _registry.empty_like(scores, out_dtype)
     compute = compute_dtype(scores.dtype)

@@ -116,7 +116,8 @@ def backward(grad_out, y, scores, seed, options: Options, scores_dtype, mask_sha
     grad_z = y * (g - d)
     grad_scores = grad_z * scale
     if softcap is not None:
-        grad_scores = grad_scores * (1 - torch.tanh(scores.to(compute) * (scale / softcap)).square())
+        slope = 1 - torch.tanh(scores.to(compute) * (scale / softcap)).square()
+        grad_scores = torch.where(grad_z == 0, 0.0, grad_scores * slope)  # an excluded score may be NaN
     grad_mask = None if mask_shape is None else grad_z.sum_to_size(mask_shape)
     grad_sinks = None
     if wants_sinks:
