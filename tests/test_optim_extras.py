@@ -325,3 +325,15 @@ def test_8_bit_and_bfloat16_states_train_a_language_model_as_float32_does(one_th
         _, reached, kinds = loss_after_training(text, state_dtype=state_dtype)
         assert kind in kinds
         assert reached <= exact + 0.1, f"{state_dtype}: {reached:.3f}, float32: {exact:.3f}"
+
+
+def test_gradients_of_many_magnitudes_in_a_block_of_codes_take_no_huge_steps():
+    """exp_avg_sq reaches 1e-10 of the largest in its block, where the nearest code is 0 and a step exp_avg / eps."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-5, 0, 8192)[torch.randperm(8192, generator=generator)]
+    p = nn.Parameter(torch.zeros(8192))
+    optimizer = AdamW([p], lr=1e-3, state_dtype="8bit")
+    for _ in range(20):
+        p.grad = torch.randn(8192, generator=generator) * scale
+        optimizer.step()
+    assert p.detach().abs().max() <= 0.02  # Adam's steps are about lr

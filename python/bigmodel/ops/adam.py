@@ -164,6 +164,8 @@ def dynamic_code(signed: bool) -> Tensor:
 def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """(codes, scales) of a state: uint8 codes of `values`' shape, one float32 scale for each 256 elements in memory.
 
+    Each takes the nearest code, but unsigned a positive value never that of 0.
+
     Args:
         values: float32, contiguous; not negative unless `signed`.
     """
@@ -173,6 +175,8 @@ def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     code = dynamic_code(signed).to(values.device)
     relative = blocks / scales.where(scales > 0, 1).unsqueeze(1)
     codes = torch.bucketize(relative, (code[1:] + code[:-1]) / 2).to(torch.uint8)
+    if not signed:
+        codes = codes.where((relative <= 0) | (codes > 0), 1)
     return codes.view(-1)[: flat.numel()].view(values.shape), scales
 
 
