@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +84,7 @@ class _Adam(FusedOptimizer):
     # --- states ---------------------------------------------------------------------------------------------------
 
     def _first_step(self, group: dict[str, Any]) -> float:
+        """What steps are counted from; from infinity there is no bias correction."""
         return 0.0
 
     def _settings(self, batch: Batch) -> Any:
@@ -221,6 +223,16 @@ class _Adam(FusedOptimizer):
             del self._weights
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _loaded(self, saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """Steps of other libraries are finite without bias correction too."""
+        loaded = super()._loaded(saved, groups)
+        for group in groups:
+            if self._first_step(group) == math.inf:
+                for param in group["params"]:
+                    if "step" in loaded["state"].get(param, ()):
+                        loaded["state"][param]["step"].fill_(math.inf)
+        return loaded
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, and loadable there: keys that torch has none of (ema, master, scales) are beside its own.
