@@ -57,6 +57,20 @@ def test_an_infinite_bound_only_measures():
     assert optimizer.grad_norm.dtype is torch.float64
 
 
+def test_an_infinite_gradient_under_an_infinite_bound_reaches_its_own_element_only():
+    """With a factor of inf / inf it was NaN for all parameters."""
+    ours, plain = parameters(), parameters()
+    for params in (ours, plain):
+        gradient(params, 0)
+        params[1].grad[3, 2] = INF
+    optimizer = AdamW(ours, max_grad_norm=INF)
+    optimizer.step()
+    AdamW(plain).step()
+    assert optimizer.grad_norm.isinf()
+    assert all(torch.equal(p.isnan(), q.isnan()) for p, q in zip(ours, plain, strict=True))
+    assert sum(p.isnan().sum() for p in ours) == 1
+
+
 @pytest.mark.parametrize("bad", [INF, -INF, float("nan")])
 @each_class
 def test_a_nonfinite_norm_moves_nothing_and_is_counted(cls, bad):

@@ -260,7 +260,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             norm_dtype=_total.norm_dtype(parts),
         )
         self.grad_norm = clip.norm
-        factor = None if self.max_grad_norm is None else clip.factor
+        factor = None if self.max_grad_norm in (None, math.inf) else clip.factor
         return Control(factor, grad_scale, clip.skip if found_inf is not None or self.skip_nonfinite else None)
 
     def _scalar(self, name: str, home: torch.device) -> Tensor | None:
