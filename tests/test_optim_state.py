@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from bigmodel.ops.adam import dequantise, quantise
 from bigmodel.optim import SGD, Adagrad, Adam, AdamW
-from bigmodel.optim._state import _requantise
+from bigmodel.optim._state import _requantise, decoded
 
 FORMATS = ["float32", "bfloat16", "8bit", "param"]
 PAIRS = {AdamW: optim.AdamW, Adam: optim.Adam, SGD: optim.SGD, Adagrad: optim.Adagrad}
@@ -84,6 +84,24 @@ def test_8_bit_moments_are_for_parameters_of_4096_elements_or_more():
     for name in ("exp_avg", "exp_avg_sq"):
         assert large[name].dtype is torch.uint8 and large[name].shape == (4096,)
         assert large[f"{name}_scale"].shape == (16,) and large[f"{name}_scale"].dtype is torch.float32
+
+
+def test_codes_are_encoded_anew_for_a_parameter_in_another_order_of_memory():
+    """A scale belongs to 256 codes in memory. Of values of many magnitudes a scale of another block is far off."""
+    saved = nn.Parameter(torch.zeros(32, 16, 3, 3))
+    optimizer = AdamW([saved], state_dtype="8bit")
+    saved.grad = torch.randn(32, 16, 3, 3) * torch.logspace(-3, 0, 16).view(16, 1, 1)
+    optimizer.step()
+    exact = 0.1 * saved.grad
+    loaded = nn.Parameter(torch.zeros(32, 16, 3, 3).to(memory_format=torch.channels_last))
+    other = AdamW([loaded], state_dtype="8bit")
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert same_state(optimizer, other)
+    loaded.grad = torch.zeros_like(loaded)
+    other.step()
+    state = other.state[loaded]
+    assert state["exp_avg"].dtype is torch.uint8 and state["exp_avg"].stride() == loaded.stride()
+    assert (decoded(state, "exp_avg") - 0.9 * exact).norm() <= 0.02 * exact.norm()
 
 
 def test_values_that_were_8_bit_before_give_their_codes_and_steps_again():

@@ -150,8 +150,8 @@ def _accepted(
     if tensor.dtype is torch.uint8:
         if like.dtype is torch.float64:
             raise TypeError(f"{what} has 8-bit codes, but {like_name}[{row}] is float64, which they cannot serve.")
-        if tensor.numel() == like.numel() and tensor.is_contiguous():
-            return tensor  # codes lie flat, in the parameter's order of memory
+        if tensor.ndim == 1 and tensor.numel() == like.numel() and tensor.is_contiguous():
+            return tensor  # flat, in the parameter's order of memory
     if tensor.shape != like.shape:
         raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {like_name}[{row}] is {tuple(like.shape)}.")
     if tensor is like:

@@ -109,8 +109,8 @@ def adam_(
     Args:
         params: float32, bfloat16, float16 or float64; any dense strides.
         grads: any of those dtypes; one whose strides differ from its parameter's is copied first. Left as they are.
-        exp_avgs, exp_avg_sqs: any of those dtypes, with their parameter's strides; or torch.uint8 codes, flat in their
-            parameter's order of memory, with `exp_avg_scales` and `exp_avg_sq_scales`.
+        exp_avgs, exp_avg_sqs: any of those dtypes, with their parameter's strides; or torch.uint8 codes, with these or
+            flat in the parameter's order of memory, with `exp_avg_scales` and `exp_avg_sq_scales`.
         steps: one float32 or float64 element each, on the parameters' device.
         max_exp_avg_sqs: for amsgrad; any dtype but 8-bit codes.
         masters: float32 copies, or None in rows without one; the parameter is then written and not read.
