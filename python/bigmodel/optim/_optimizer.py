@@ -288,7 +288,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _ready(self, batch: Batch) -> Rows:
         """The rows of a batch whose states are complete."""
-        rows, settings = self._rows[batch.key], self._settings(batch)
+        rows, settings = self._rows[batch.key], (self._settings(batch), list(map(Tensor.stride, batch.params)))
         if rows.settings != settings or list(map(id, rows.states)) != list(map(id, batch.states)):
             for param, state in zip(batch.owners, batch.states, strict=True):
                 self._complete(param, state, batch.group)
