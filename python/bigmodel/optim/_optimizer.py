@@ -29,6 +29,8 @@ from bigmodel.optim._distributed import (
 
 _layout, _device_index = attrgetter("layout"), Tensor.get_device
 _NO_STATE: dict[str, Any] = {}
+# Settings of groups that torch has not and some optimizers here have.
+EXTRAS = ("ema_decay", "state_dtype", "master_weights", "stochastic_rounding")
 
 
 class Batch(NamedTuple):
@@ -123,20 +125,32 @@ class FusedOptimizer(torch.optim.Optimizer):
         return f"bigmodel.optim.{cls.__name__}"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; the same parameter twice is refused, in one group too: its rows would be written at once."""
+        """As torch's; the same parameter twice is refused, in one group too: its rows would be written at once.
+
+        So are settings that have no effect in a group.
+        """
         self.defaults.update(self._given)
         super().add_param_group(param_group)
         params = param_group["params"]
         try:
             if len(set(params)) != len(params):
                 raise ValueError(f"{self._name()}: a parameter group has the same parameter twice; list it once.")
+            for name in ("max_grad_norm", "skip_nonfinite"):
+                if name in param_group:
+                    raise ValueError(
+                        f"{self._name()}: a parameter group has {name}, which is one for all groups; give it to the "
+                        "optimizer."
+                    )
+            for name in EXTRAS:
+                if name in param_group and name not in self._extras:
+                    raise ValueError(f"{self._name()}: a parameter group has {name}, which only Adam and AdamW take.")
             self._check_group(param_group)
         except ValueError:
             self.param_groups.pop()
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """ValueError for settings of this class that a group may not have."""
+        """ValueError for settings of this class that a group may not have; in every step, since they may be set."""
 
     # --- step -----------------------------------------------------------------------------------------------------
 
@@ -155,6 +169,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         self._check_step()
+        for group in self.param_groups:
+            self._check_group(group)
         loss = None
         if closure is not None:
             with torch.enable_grad():

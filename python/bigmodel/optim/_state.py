@@ -45,7 +45,7 @@ def moment_dtype(param: Tensor, name: str) -> torch.dtype:
     """The dtype of a moment in the format `name`; torch.uint8 for codes."""
     if name == "8bit":
         return torch.uint8 if param.numel() >= SMALL else wide(param)
-    return {"bfloat16": torch.bfloat16, "param": param.dtype}.get(name, wide(param))
+    return {"float32": wide(param), "bfloat16": torch.bfloat16, "param": param.dtype}[name]
 
 
 def _fresh(param: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bigmodel.ops import adam_
 from bigmodel.optim import _state
 from bigmodel.optim._distributed import is_dtensor, local
-from bigmodel.optim._optimizer import Batch, Control, FusedOptimizer, Rows
+from bigmodel.optim._optimizer import EXTRAS, Batch, Control, FusedOptimizer, Rows
 
 _ARGUMENTS = """
     Args:
@@ -51,7 +51,7 @@ def _number(name: str, value: float | Tensor) -> float:
 
 
 class _Adam(FusedOptimizer):
-    _extras = ("ema_decay", "state_dtype", "master_weights", "stochastic_rounding")
+    _extras = EXTRAS
     _decoupled = False
 
     def _options(self, ema_decay, state_dtype, master_weights, stochastic_rounding) -> dict[str, Any]:
