@@ -8,6 +8,7 @@ from optim_cases import LARGE, clones, gradient, parameters, same_state, same_va
 from torch import nn, optim
 from torch.testing import assert_close
 
+import bigmodel
 from bigmodel.data.text import load_text, sample_batch
 from bigmodel.optim import SGD, Adagrad, Adam, AdamW
 
@@ -69,6 +70,23 @@ def test_an_infinite_gradient_under_an_infinite_bound_reaches_its_own_element_on
     assert optimizer.grad_norm.isinf()
     assert all(torch.equal(p.isnan(), q.isnan()) for p, q in zip(ours, plain, strict=True))
     assert sum(p.isnan().sum() for p in ours) == 1
+
+
+def test_scattered_and_overlapping_gradients_are_measured_and_clipped_as_by_torch():
+    wide, column = torch.randn(4, 8), torch.randn(4, 1)
+    ours, stock = parameters(((4, 4), (4, 3), (5,))), parameters(((4, 4), (4, 3), (5,)))
+    optimizer = AdamW(ours, lr=0.1, max_grad_norm=0.5)
+    for params in (ours, stock):
+        params[0].grad, params[1].grad, params[2].grad = wide.clone()[:, ::2], column.expand(4, 3), torch.ones(5)
+    optimizer.step()
+    for p in (ours[1], stock[1]):
+        p.grad = None  # torch refuses to write to overlapping elements
+    norm = bigmodel.clip_grad_norm_(ours, 0.5)
+    assert_close(norm, nn.utils.clip_grad_norm_(stock, 0.5))
+    for p, q in ((ours[0], stock[0]), (ours[2], stock[2])):
+        assert_close(p.grad, q.grad)
+    everything = torch.cat([wide[:, ::2].flatten(), column.expand(4, 3).flatten(), torch.ones(5)])
+    assert_close(optimizer.grad_norm, everything.norm())
 
 
 @pytest.mark.parametrize("bad", [INF, -INF, float("nan")])
