@@ -218,6 +218,63 @@ def test_ema_weights_needs_an_average():
         pass
 
 
+def test_ema_weights_before_any_step_refuses_steps_too():
+    optimizer = AdamW(parameters(), ema_decay=0.9)
+    with optimizer.ema_weights(), pytest.raises(RuntimeError, match="inside ema_weights"):
+        optimizer.step()
+    steps(optimizer, 1)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["AdamW", "EMA"])
+def test_a_swap_that_fails_half_way_is_taken_back(beside):
+    params = parameters(((3,), (4,)))
+    optimizer = AdamW(params, lr=0.1, ema_decay=0.9)
+    ema = bigmodel.optim.EMA(nn.ParameterList(params), 0.9)
+    steps(optimizer, 2)
+    weights = clones(params)
+    averages = list(ema.averages.values()) if beside else [optimizer.state[p]["ema"] for p in params]
+    swap = ema.weights if beside else optimizer.ema_weights
+    size = averages[1].numel()
+    averages[1].resize_(size + 1)
+    with pytest.raises(RuntimeError), swap():
+        pass
+    assert same_values(params, weights)
+    averages[1].resize_(size)
+    with swap():
+        assert not same_values(params, weights)
+    assert same_values(params, weights)
+
+
+def test_optimizers_are_made_and_run_under_a_default_device():
+    params = parameters()
+    with torch.device("meta"):
+        optimizer = AdamW(params, skip_nonfinite=True)
+    assert optimizer.skipped_steps.device == params[0].device
+    steps(optimizer, 1)
+    assert optimizer.skipped_steps.item() == 0
+
+
+def test_a_state_that_is_cleared_begins_anew():
+    params = parameters()
+    optimizer = AdamW(params)
+    steps(optimizer, 2)
+    optimizer.state[params[1]].clear()
+    steps(optimizer, 1)
+    assert [optimizer.state[p]["step"].item() for p in params[:3]] == [3, 1, 3]
+
+
+@each_class
+def test_gradients_with_the_negative_bit_keep_their_sign(cls):
+    ours, plain = parameters(((3,), (4,))), parameters(((3,), (4,)))
+    first, second = cls(ours, lr=0.1), cls(plain, lr=0.1)
+    gradient(ours, 0)
+    gradient(plain, 0)
+    ours[1].grad = torch._neg_view(-plain[1].grad)
+    first.step()
+    second.step()
+    assert same_values(ours, plain)
+
+
 # --- float32 copies and stochastic rounding ---------------------------------------------------------------------------
 
 

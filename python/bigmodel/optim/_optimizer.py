@@ -54,11 +54,12 @@ class Batch(NamedTuple):
 class Rows:
     """What is kept between steps for a batch: its table, and for which states it is known that nothing is missing."""
 
-    __slots__ = ("cache", "settings", "states", "versions")
+    __slots__ = ("cache", "settings", "sizes", "states", "versions")
 
     def __init__(self) -> None:
         self.cache = TableCache()
         self.states: list[dict[str, Any]] = []
+        self.sizes: list[int] = []
         self.settings: Any = None
         self.versions: list[int] | None = None
 
@@ -118,7 +119,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._totals: dict[Any, TableCache] = {}
         self._started = False
         self.__dict__.setdefault("grad_norm", None)
-        self.__dict__.setdefault("skipped_steps", torch.zeros((), dtype=torch.float32))
+        self.__dict__.setdefault("skipped_steps", torch.zeros((), dtype=torch.float32, device="cpu"))
 
     @classmethod
     def _name(cls) -> str:
@@ -305,10 +306,15 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _ready(self, batch: Batch) -> Rows:
         """The rows of a batch whose states are complete."""
         rows, settings = self._rows[batch.key], (self._settings(batch), list(map(Tensor.stride, batch.params)))
-        if rows.settings != settings or list(map(id, rows.states)) != list(map(id, batch.states)):
+        if (
+            rows.settings != settings
+            or list(map(id, rows.states)) != list(map(id, batch.states))
+            or rows.sizes != list(map(len, batch.states))
+        ):
             for param, state in zip(batch.owners, batch.states, strict=True):
                 self._complete(param, state, batch.group)
             rows.states, rows.settings, rows.versions = batch.states, settings, None
+            rows.sizes = list(map(len, batch.states))
         return rows
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

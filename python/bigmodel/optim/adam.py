@@ -76,7 +76,7 @@ class _Adam(FusedOptimizer):
             )
 
     def _check_step(self) -> None:
-        if self.__dict__.get("_weights"):
+        if "_weights" in self.__dict__:
             raise RuntimeError(f"{self._name()}: step() was called inside ema_weights(); leave it first.")
         check = getattr(self, "_accelerator_graph_capture_health_check", None)  # its name since torch 2.9
         (check or self._cuda_graph_capture_health_check)()
@@ -204,17 +204,17 @@ class _Adam(FusedOptimizer):
             RuntimeError: inside itself.
             ValueError: no group has an ema_decay.
         """
-        if self.__dict__.get("_weights"):
+        if "_weights" in self.__dict__:
             raise RuntimeError(f"{self._name()}: ema_weights() was called inside ema_weights().")
         groups = [group for group in self.param_groups if group.get("ema_decay") is not None]
         if not groups:
             raise ValueError(f"{self._name()}: ema_weights() needs ema_decay, which no parameter group has.")
         averaged = [p for group in groups for p in group["params"] if "ema" in self.state.get(p, ())]
-        with torch.no_grad():
-            self._weights = [(p, local(p).clone()) for p in averaged]
-            for p in averaged:
-                local(p).copy_(local(self.state[p]["ema"]))
+        self._weights = [(p, local(p).detach().clone()) for p in averaged]
         try:
+            with torch.no_grad():
+                for p in averaged:
+                    local(p).copy_(local(self.state[p]["ema"]))
             yield
         finally:
             with torch.no_grad():
