@@ -153,6 +153,26 @@ def test_a_checkpoint_of_apex_with_one_step_for_a_group():
         assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+@each_class
+def test_foreign_checkpoints_without_bias_correction_go_on_without_it(cls):
+    """apex counts for a group and DeepSpeed in integers, and both count from 0."""
+    whole, moved = parameters(((5,),)), parameters(((5,),))
+    uninterrupted, stopped = (cls(params, lr=0.1, bias_correction=False) for params in (whole, moved))
+    steps(uninterrupted, 6)
+    steps(stopped, 3)
+    saved = copy.deepcopy(stopped.state_dict())
+    if cls is FusedAdam:
+        del saved["state"][0]["step"]
+        saved["param_groups"][0]["step"] = 3
+    else:
+        saved["state"][0]["step"] = 3
+    resumed = cls(moved, lr=0.7)
+    resumed.load_state_dict(saved)
+    steps(resumed, 3, first=3)
+    assert resumed.state[moved[0]]["step"].item() == math.inf
+    assert same_values(whole, moved)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_deepspeeds_states_are_float32_or_the_parameters_own(dtype):
     for fp32 in (True, False):

@@ -8,6 +8,7 @@ from optim_cases import LARGE, clones, gradient, parameters, same_state, same_va
 from torch import nn, optim
 from torch.testing import assert_close
 
+import bigmodel
 from bigmodel.data.text import load_text, sample_batch
 from bigmodel.optim import SGD, Adagrad, Adam, AdamW
 
@@ -55,6 +56,37 @@ def test_an_infinite_bound_only_measures():
     optimizer = AdamW(double, max_grad_norm=INF)
     steps(optimizer, 1)
     assert optimizer.grad_norm.dtype is torch.float64
+
+
+def test_an_infinite_gradient_under_an_infinite_bound_reaches_its_own_element_only():
+    """With a factor of inf / inf it was NaN for all parameters."""
+    ours, plain = parameters(), parameters()
+    for params in (ours, plain):
+        gradient(params, 0)
+        params[1].grad[3, 2] = INF
+    optimizer = AdamW(ours, max_grad_norm=INF)
+    optimizer.step()
+    AdamW(plain).step()
+    assert optimizer.grad_norm.isinf()
+    assert all(torch.equal(p.isnan(), q.isnan()) for p, q in zip(ours, plain, strict=True))
+    assert sum(p.isnan().sum() for p in ours) == 1
+
+
+def test_scattered_and_overlapping_gradients_are_measured_and_clipped_as_by_torch():
+    wide, column = torch.randn(4, 8), torch.randn(4, 1)
+    ours, stock = parameters(((4, 4), (4, 3), (5,))), parameters(((4, 4), (4, 3), (5,)))
+    optimizer = AdamW(ours, lr=0.1, max_grad_norm=0.5)
+    for params in (ours, stock):
+        params[0].grad, params[1].grad, params[2].grad = wide.clone()[:, ::2], column.expand(4, 3), torch.ones(5)
+    optimizer.step()
+    for p in (ours[1], stock[1]):
+        p.grad = None  # torch refuses to write to overlapping elements
+    norm = bigmodel.clip_grad_norm_(ours, 0.5)
+    assert_close(norm, nn.utils.clip_grad_norm_(stock, 0.5))
+    for p, q in ((ours[0], stock[0]), (ours[2], stock[2])):
+        assert_close(p.grad, q.grad)
+    everything = torch.cat([wide[:, ::2].flatten(), column.expand(4, 3).flatten(), torch.ones(5)])
+    assert_close(optimizer.grad_norm, everything.norm())
 
 
 @pytest.mark.parametrize("bad", [INF, -INF, float("nan")])
@@ -184,6 +216,63 @@ def test_ema_weights_swaps_in_and_back_bit_for_bit():
 def test_ema_weights_needs_an_average():
     with pytest.raises(ValueError, match="needs ema_decay"), AdamW(parameters()).ema_weights():
         pass
+
+
+def test_ema_weights_before_any_step_refuses_steps_too():
+    optimizer = AdamW(parameters(), ema_decay=0.9)
+    with optimizer.ema_weights(), pytest.raises(RuntimeError, match="inside ema_weights"):
+        optimizer.step()
+    steps(optimizer, 1)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["AdamW", "EMA"])
+def test_a_swap_that_fails_half_way_is_taken_back(beside):
+    params = parameters(((3,), (4,)))
+    optimizer = AdamW(params, lr=0.1, ema_decay=0.9)
+    ema = bigmodel.optim.EMA(nn.ParameterList(params), 0.9)
+    steps(optimizer, 2)
+    weights = clones(params)
+    averages = list(ema.averages.values()) if beside else [optimizer.state[p]["ema"] for p in params]
+    swap = ema.weights if beside else optimizer.ema_weights
+    size = averages[1].numel()
+    averages[1].resize_(size + 1)
+    with pytest.raises(RuntimeError), swap():
+        pass
+    assert same_values(params, weights)
+    averages[1].resize_(size)
+    with swap():
+        assert not same_values(params, weights)
+    assert same_values(params, weights)
+
+
+def test_optimizers_are_made_and_run_under_a_default_device():
+    params = parameters()
+    with torch.device("meta"):
+        optimizer = AdamW(params, skip_nonfinite=True)
+    assert optimizer.skipped_steps.device == params[0].device
+    steps(optimizer, 1)
+    assert optimizer.skipped_steps.item() == 0
+
+
+def test_a_state_that_is_cleared_begins_anew():
+    params = parameters()
+    optimizer = AdamW(params)
+    steps(optimizer, 2)
+    optimizer.state[params[1]].clear()
+    steps(optimizer, 1)
+    assert [optimizer.state[p]["step"].item() for p in params[:3]] == [3, 1, 3]
+
+
+@each_class
+def test_gradients_with_the_negative_bit_keep_their_sign(cls):
+    ours, plain = parameters(((3,), (4,))), parameters(((3,), (4,)))
+    first, second = cls(ours, lr=0.1), cls(plain, lr=0.1)
+    gradient(ours, 0)
+    gradient(plain, 0)
+    ours[1].grad = torch._neg_view(-plain[1].grad)
+    first.step()
+    second.step()
+    assert same_values(ours, plain)
 
 
 # --- float32 copies and stochastic rounding ---------------------------------------------------------------------------
@@ -325,3 +414,15 @@ def test_8_bit_and_bfloat16_states_train_a_language_model_as_float32_does(one_th
         _, reached, kinds = loss_after_training(text, state_dtype=state_dtype)
         assert kind in kinds
         assert reached <= exact + 0.1, f"{state_dtype}: {reached:.3f}, float32: {exact:.3f}"
+
+
+def test_gradients_of_many_magnitudes_in_a_block_of_codes_take_no_huge_steps():
+    """exp_avg_sq reaches 1e-10 of the largest in its block, where the nearest code is 0 and a step exp_avg / eps."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(-5, 0, 8192)[torch.randperm(8192, generator=generator)]
+    p = nn.Parameter(torch.zeros(8192))
+    optimizer = AdamW([p], lr=1e-3, state_dtype="8bit")
+    for _ in range(20):
+        p.grad = torch.randn(8192, generator=generator) * scale
+        optimizer.step()
+    assert p.detach().abs().max() <= 0.02  # Adam's steps are about lr

@@ -25,7 +25,7 @@ BIGMODEL_INLINE F32 decode(I32 code, F32 scale) {
   return (code == (is_signed ? 127 : 0) ? F32{} : value) * scale;
 }
 
-// The codes nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code).
+// The codes nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code); unsigned, 0 for 0 alone.
 template <bool is_signed>
 BIGMODEL_INLINE I32 encode(F32 value) {
   constexpr const DynamicCode& lines = is_signed ? kSigned : kUnsigned;
@@ -36,7 +36,8 @@ BIGMODEL_INLINE I32 encode(F32 value) {
   I32 index = decade & 7;
   F32 u = lookup(lines.inverse, index) * magnitude + lookup(lines.shift, index), last = lookup(lines.last, index);
   I32 distance = to_int(u < last ? u : last);
-  distance = decade < 0 ? I32{} + (is_signed ? 0 : 1) : distance;
+  I32 lowest = is_signed ? I32{} : 1 - (magnitude > F32{});  // a comparison gives -1
+  distance = decade < 0 ? lowest : distance;
   if constexpr (is_signed) return 127 + (sign != 0u ? -(distance < 128 ? distance : I32{} + 127) : distance);
   else return distance - 1;
 }

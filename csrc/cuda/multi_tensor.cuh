@@ -200,13 +200,13 @@ __device__ inline float decode(const DynamicCode& code, int byte, float scale) {
   return (distance < 0 ? -value : value) * scale;
 }
 
-// The code nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code).
+// The code nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code); unsigned, 0 for 0 alone.
 __device__ inline uint32_t encode(const DynamicCode& code, float value) {
   const float magnitude = code.zero ? fabsf(value) : value;
   int entry = -1;
 #pragma unroll
   for (int i = 0; i < 8; ++i) entry += magnitude > code.border[i];
-  int u = code.first;
+  int u = code.first + (!code.zero && magnitude > 0);
   if (entry >= 0) u = int(fminf(fmaf(code.inverse[entry], magnitude, code.shift[entry]), code.last[entry]));
   return uint32_t(code.zero + (code.zero && value < 0 ? -min(u, 127) : u - code.first));
 }

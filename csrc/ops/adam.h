@@ -22,7 +22,8 @@
 // 8-bit states: the dynamic code of Dettmers et al., "8-bit optimizers via block-wise quantization" (arXiv 2110.02861).
 // A block of kQuantBlock elements is divided by its largest magnitude, which is its scale, and each quotient takes the
 // nearest of 256 values: 0, 1, and in each of seven decades 2^d equal steps of (0.1, 1] * 10^-k by their midpoints.
-// Signed, for exp_avg: d = 6 - k, and all but 0 and 1 with both signs; unsigned, for exp_avg_sq: d = 7 - k.
+// Signed, for exp_avg: d = 6 - k, and all but 0 and 1 with both signs; unsigned, for exp_avg_sq: d = 7 - k, and what
+// is positive never takes 0, since exp_avg / (sqrt(0) + eps) would be a step of any size.
 //
 // Stochastic rounding goes up with the probability of the part that is cut off. Its random bits are a hash of (seed,
 // row, step, element): they depend neither on threads nor on the device.

@@ -330,6 +330,18 @@ def test_quantise_and_dequantise_take_the_nearest():
     torch.testing.assert_close((values - back).abs() / wide, best, rtol=1e-3, atol=1e-7)
 
 
+def test_a_positive_exp_avg_sq_is_never_stored_as_0(device, isa):
+    """The kernel and the search in float32: 1e-9 of the scale is nearest to 0, and takes code 1."""
+    group = Group(sizes=[(300,)], state=torch.uint8, started=False, device=device)
+    group.grads[0].fill_(3e-5)[::7] = 0
+    group.grads[0][[5, 290]] = 1.0
+    stock = group.copy()
+    group.step()
+    stock.reference_step()
+    assert torch.equal(group.v[0].cpu(), stock.v[0].cpu())
+    assert torch.equal(group.v[0] == 0, group.grads[0] == 0) and (group.v[0] == 1).sum() > 200
+
+
 def test_a_block_of_nan_or_zero_or_subnormal(device, isa):
     group = Group(sizes=[(1024,)], state=torch.uint8, device=device)
     group.grads[0][:256] = 0

@@ -34,6 +34,18 @@ def described(request, monkeypatch):
         pytest.skip("this torch has no DLPack table of C functions")
 
 
+def test_codes_lie_flat_or_in_their_parameters_order():
+    group = Group(sizes=[(4, 8, 3, 3)], state=torch.uint8)
+    group.m, group.v = [group.m[0].flatten()], [group.v[0].flatten()]
+    group.step()
+    for tensors in (group.params, group.grads):
+        tensors[0] = tensors[0].to(memory_format=torch.channels_last)
+    group.step()
+    group.m[0] = group.m[0].view(4, 8, 3, 3)
+    with pytest.raises(ValueError, match=r"exp_avgs\[0\] has strides"):
+        group.step()
+
+
 @pytest.mark.parametrize("name", MOVES)
 @pytest.mark.parametrize("whole", [True, False], ids=["new object", "data"])
 def test_whatever_moves_makes_a_new_table(described, name, whole):

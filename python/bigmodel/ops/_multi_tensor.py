@@ -16,8 +16,16 @@ _SCRATCH_PER_ROW = 4  # float64
 
 
 def direct(*lists: Sequence[Tensor]) -> bool:
-    """Whether a call may skip torch's dispatcher; tensors of a list are of one kind, so the first speaks for all."""
-    return _registry.direct([tensors[0] for tensors in lists if tensors])
+    """Whether a call may skip torch's dispatcher; tensors of a list are of one kind, so the first speaks for all.
+
+    But any of them may be a view with the negative bit, which the dispatcher resolves.
+    """
+    if not _registry.direct([tensors[0] for tensors in lists if tensors]):
+        return False
+    try:
+        return not any(any(map(Tensor.is_neg, tensors)) for tensors in lists)
+    except TypeError:
+        return True  # no tensor: what builds the table says which
 
 
 def split_rate(lr: float | Tensor) -> tuple[float, Tensor | None]:

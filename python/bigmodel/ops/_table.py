@@ -34,7 +34,8 @@ class Stream(NamedTuple):
         tensors: one for each row, or none at all; None in a row that has no such stream.
         dtypes: what is accepted.
         elements: "all", as many as the first stream, in the same order; "one"; or "scales", one for each QUANT_BLOCK.
-        restride: a tensor in another order than the first stream's is copied, instead of refused (it is only read).
+        restride: a tensor in another order than the first stream's, or in the first stream one with overlapping or
+            scattered elements, is copied, instead of refused (it is only read).
         optional: whether the list may be empty and its entries None.
     """
 
@@ -150,13 +151,16 @@ def _accepted(
     if tensor.dtype is torch.uint8:
         if like.dtype is torch.float64:
             raise TypeError(f"{what} has 8-bit codes, but {like_name}[{row}] is float64, which they cannot serve.")
-        if tensor.numel() == like.numel() and tensor.is_contiguous():
-            return tensor  # codes lie flat, in the parameter's order of memory
+        if tensor.ndim == 1 and tensor.numel() == like.numel() and tensor.is_contiguous():
+            return tensor  # flat, in the parameter's order of memory
     if tensor.shape != like.shape:
         raise ValueError(f"{what} has shape {tuple(tensor.shape)}, but {like_name}[{row}] is {tuple(like.shape)}.")
     if tensor is like:
         if not dense(tensor):
-            raise ValueError(f"{what} has overlapping or scattered elements (strides {tensor.stride()}).")
+            if not stream.restride:
+                raise ValueError(f"{what} has overlapping or scattered elements (strides {tensor.stride()}).")
+            tensor = tensor.contiguous()
+            copies.append(tensor)
     elif not same_order(tensor, like):
         if not stream.restride:
             raise ValueError(

@@ -109,8 +109,8 @@ def adam_(
     Args:
         params: float32, bfloat16, float16 or float64; any dense strides.
         grads: any of those dtypes; one whose strides differ from its parameter's is copied first. Left as they are.
-        exp_avgs, exp_avg_sqs: any of those dtypes, with their parameter's strides; or torch.uint8 codes, flat in their
-            parameter's order of memory, with `exp_avg_scales` and `exp_avg_sq_scales`.
+        exp_avgs, exp_avg_sqs: any of those dtypes, with their parameter's strides; or torch.uint8 codes, with these or
+            flat in the parameter's order of memory, with `exp_avg_scales` and `exp_avg_sq_scales`.
         steps: one float32 or float64 element each, on the parameters' device.
         max_exp_avg_sqs: for amsgrad; any dtype but 8-bit codes.
         masters: float32 copies, or None in rows without one; the parameter is then written and not read.
@@ -164,6 +164,8 @@ def dynamic_code(signed: bool) -> Tensor:
 def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """(codes, scales) of a state: uint8 codes of `values`' shape, one float32 scale for each 256 elements in memory.
 
+    Each takes the nearest code, but unsigned a positive value never that of 0.
+
     Args:
         values: float32, contiguous; not negative unless `signed`.
     """
@@ -173,6 +175,8 @@ def quantise(values: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     code = dynamic_code(signed).to(values.device)
     relative = blocks / scales.where(scales > 0, 1).unsqueeze(1)
     codes = torch.bucketize(relative, (code[1:] + code[:-1]) / 2).to(torch.uint8)
+    if not signed:
+        codes = codes.where((relative <= 0) | (codes > 0), 1)
     return codes.view(-1)[: flat.numel()].view(values.shape), scales
 
 

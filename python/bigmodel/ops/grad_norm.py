@@ -38,7 +38,7 @@ def _power(op: str, norm_type: float) -> int:
 
 
 def _total_body(grads, norm_type, cache=None):
-    table = (cache or TableCache()).get("grad_total", (Stream("grads", grads),))
+    table = (cache or TableCache()).get("grad_total", (Stream("grads", grads, restride=True),))
     total = torch.empty((), dtype=torch.float64, device=table.device)
     native = _registry.native(grads[0])
     partials = torch.empty(
@@ -66,7 +66,8 @@ def grad_total(grads: Sequence[Tensor], norm_type: float = 2.0, *, cache: TableC
     their maximum taken) before `grad_clip`.
 
     Args:
-        grads: at least one tensor, all of one device, dense in any order; float32, bfloat16, float16 or float64.
+        grads: at least one tensor, all of one device, float32, bfloat16, float16 or float64; scattered or overlapping
+            ones are copied first.
         norm_type: 1, 2 or inf.
         cache: keeps the table of addresses between calls with the same tensors.
 

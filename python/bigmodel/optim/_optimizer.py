@@ -29,6 +29,8 @@ from bigmodel.optim._distributed import (
 
 _layout, _device_index = attrgetter("layout"), Tensor.get_device
 _NO_STATE: dict[str, Any] = {}
+# Settings of groups that torch has not and some optimizers here have.
+EXTRAS = ("ema_decay", "state_dtype", "master_weights", "stochastic_rounding")
 
 
 class Batch(NamedTuple):
@@ -52,11 +54,12 @@ class Batch(NamedTuple):
 class Rows:
     """What is kept between steps for a batch: its table, and for which states it is known that nothing is missing."""
 
-    __slots__ = ("cache", "settings", "states", "versions")
+    __slots__ = ("cache", "settings", "sizes", "states", "versions")
 
     def __init__(self) -> None:
         self.cache = TableCache()
         self.states: list[dict[str, Any]] = []
+        self.sizes: list[int] = []
         self.settings: Any = None
         self.versions: list[int] | None = None
 
@@ -116,27 +119,39 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._totals: dict[Any, TableCache] = {}
         self._started = False
         self.__dict__.setdefault("grad_norm", None)
-        self.__dict__.setdefault("skipped_steps", torch.zeros((), dtype=torch.float32))
+        self.__dict__.setdefault("skipped_steps", torch.zeros((), dtype=torch.float32, device="cpu"))
 
     @classmethod
     def _name(cls) -> str:
         return f"bigmodel.optim.{cls.__name__}"
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; the same parameter twice is refused, in one group too: its rows would be written at once."""
+        """As torch's; the same parameter twice is refused, in one group too: its rows would be written at once.
+
+        So are settings that have no effect in a group.
+        """
         self.defaults.update(self._given)
         super().add_param_group(param_group)
         params = param_group["params"]
         try:
             if len(set(params)) != len(params):
                 raise ValueError(f"{self._name()}: a parameter group has the same parameter twice; list it once.")
+            for name in ("max_grad_norm", "skip_nonfinite"):
+                if name in param_group:
+                    raise ValueError(
+                        f"{self._name()}: a parameter group has {name}, which is one for all groups; give it to the "
+                        "optimizer."
+                    )
+            for name in EXTRAS:
+                if name in param_group and name not in self._extras:
+                    raise ValueError(f"{self._name()}: a parameter group has {name}, which only Adam and AdamW take.")
             self._check_group(param_group)
         except ValueError:
             self.param_groups.pop()
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """ValueError for settings of this class that a group may not have."""
+        """ValueError for settings of this class that a group may not have; in every step, since they may be set."""
 
     # --- step -----------------------------------------------------------------------------------------------------
 
@@ -155,6 +170,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         self._check_step()
+        for group in self.param_groups:
+            self._check_group(group)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -260,7 +277,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             norm_dtype=_total.norm_dtype(parts),
         )
         self.grad_norm = clip.norm
-        factor = None if self.max_grad_norm is None else clip.factor
+        factor = None if self.max_grad_norm in (None, math.inf) else clip.factor
         return Control(factor, grad_scale, clip.skip if found_inf is not None or self.skip_nonfinite else None)
 
     def _scalar(self, name: str, home: torch.device) -> Tensor | None:
@@ -288,11 +305,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _ready(self, batch: Batch) -> Rows:
         """The rows of a batch whose states are complete."""
-        rows, settings = self._rows[batch.key], self._settings(batch)
-        if rows.settings != settings or list(map(id, rows.states)) != list(map(id, batch.states)):
+        rows, settings = self._rows[batch.key], (self._settings(batch), list(map(Tensor.stride, batch.params)))
+        if (
+            rows.settings != settings
+            or list(map(id, rows.states)) != list(map(id, batch.states))
+            or rows.sizes != list(map(len, batch.states))
+        ):
             for param, state in zip(batch.owners, batch.states, strict=True):
                 self._complete(param, state, batch.group)
             rows.states, rows.settings, rows.versions = batch.states, settings, None
+            rows.sizes = list(map(len, batch.states))
         return rows
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def moment_dtype(param: Tensor, name: str) -> torch.dtype:
     """The dtype of a moment in the format `name`; torch.uint8 for codes."""
     if name == "8bit":
         return torch.uint8 if param.numel() >= SMALL else wide(param)
-    return {"bfloat16": torch.bfloat16, "param": param.dtype}.get(name, wide(param))
+    return {"float32": wide(param), "bfloat16": torch.bfloat16, "param": param.dtype}[name]
 
 
 def _fresh(param: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,7 +56,10 @@ def _fresh(param: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: float = 0.0) -> None:
-    """Gives state[name] the dtype, converting what is there; without it, makes it of `first`."""
+    """Gives state[name] the dtype and its parameter's order of memory, converting what is there.
+
+    Without it, makes it of `first`. Codes in another order are encoded anew, since their scales belong to blocks.
+    """
     value = state.get(name)
     if value is None:
         if dtype is torch.uint8:
@@ -65,10 +68,11 @@ def conform(state: dict, name: str, param: Tensor, dtype: torch.dtype, first: fl
             state[f"{name}_scale"] = torch.zeros(blocks, dtype=torch.float32, device=local(param).device)
         else:
             state[name] = _fresh(param, dtype).fill_(first)
-    elif value.dtype is not dtype:
+    elif value.dtype is not dtype or not _in_order(value, param):
         if value.dtype is torch.uint8:
             value = decoded(state, name)
             state.pop(f"{name}_scale")
+        value = _ordered(value, param)
         if dtype is torch.uint8:
             _encode(state, name, value)
         else:
@@ -80,7 +84,10 @@ def copy_of(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def restored(param: Tensor, name: str, value: Any) -> Any:
-    """A saved value on its parameter's device and in its order of memory, in the dtype in which it was saved."""
+    """A saved value on its parameter's device, in the dtype in which it was saved.
+
+    In the parameter's order of memory too, but for 8-bit codes, which `conform` brings into it.
+    """
     device = local(param).device
     if name == "step":
         return torch.as_tensor(value, dtype=torch.float32).to(device, copy=True)
@@ -89,10 +96,21 @@ def restored(param: Tensor, name: str, value: Any) -> Any:
     value = value.to(device)
     if is_dtensor(value) and value.placements != param.placements:  # type: ignore[attr-defined]
         value = value.redistribute(param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return value if value.dtype is torch.uint8 else _ordered(value, param)
+
+
+def _in_order(value: Tensor, param: Tensor) -> bool:
     part, own = local(value), local(param)
-    if part.shape == own.shape and not same_order(part, own) and dense(own):
-        value = like(torch.empty_like(own, dtype=part.dtype, memory_format=torch.preserve_format).copy_(part), value)
-    return value
+    return part.shape != own.shape or same_order(part, own) or not dense(own)
+
+
+def _ordered(value: Tensor, param: Tensor) -> Tensor:
+    """`value`, or a copy in the parameter's order of memory where that is another."""
+    if _in_order(value, param):
+        return value
+    part = local(value)
+    copy = torch.empty_like(local(param), dtype=part.dtype, memory_format=torch.preserve_format)
+    return like(copy.copy_(part), value)
 
 
 def decoded(state: dict, name: str) -> Tensor:

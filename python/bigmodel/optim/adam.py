@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from bigmodel.ops import adam_
 from bigmodel.optim import _state
 from bigmodel.optim._distributed import is_dtensor, local
-from bigmodel.optim._optimizer import Batch, Control, FusedOptimizer, Rows
+from bigmodel.optim._optimizer import EXTRAS, Batch, Control, FusedOptimizer, Rows
 
 _ARGUMENTS = """
     Args:
@@ -50,7 +51,7 @@ def _number(name: str, value: float | Tensor) -> float:
 
 
 class _Adam(FusedOptimizer):
-    _extras = ("ema_decay", "state_dtype", "master_weights", "stochastic_rounding")
+    _extras = EXTRAS
     _decoupled = False
 
     def _options(self, ema_decay, state_dtype, master_weights, stochastic_rounding) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class _Adam(FusedOptimizer):
             )
 
     def _check_step(self) -> None:
-        if self.__dict__.get("_weights"):
+        if "_weights" in self.__dict__:
             raise RuntimeError(f"{self._name()}: step() was called inside ema_weights(); leave it first.")
         check = getattr(self, "_accelerator_graph_capture_health_check", None)  # its name since torch 2.9
         (check or self._cuda_graph_capture_health_check)()
@@ -83,6 +84,7 @@ class _Adam(FusedOptimizer):
     # --- states ---------------------------------------------------------------------------------------------------
 
     def _first_step(self, group: dict[str, Any]) -> float:
+        """What steps are counted from; from infinity there is no bias correction."""
         return 0.0
 
     def _settings(self, batch: Batch) -> Any:
@@ -202,17 +204,17 @@ class _Adam(FusedOptimizer):
             RuntimeError: inside itself.
             ValueError: no group has an ema_decay.
         """
-        if self.__dict__.get("_weights"):
+        if "_weights" in self.__dict__:
             raise RuntimeError(f"{self._name()}: ema_weights() was called inside ema_weights().")
         groups = [group for group in self.param_groups if group.get("ema_decay") is not None]
         if not groups:
             raise ValueError(f"{self._name()}: ema_weights() needs ema_decay, which no parameter group has.")
         averaged = [p for group in groups for p in group["params"] if "ema" in self.state.get(p, ())]
-        with torch.no_grad():
-            self._weights = [(p, local(p).clone()) for p in averaged]
-            for p in averaged:
-                local(p).copy_(local(self.state[p]["ema"]))
+        self._weights = [(p, local(p).detach().clone()) for p in averaged]
         try:
+            with torch.no_grad():
+                for p in averaged:
+                    local(p).copy_(local(self.state[p]["ema"]))
             yield
         finally:
             with torch.no_grad():
@@ -221,6 +223,16 @@ class _Adam(FusedOptimizer):
             del self._weights
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _loaded(self, saved: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+        """Steps of other libraries are finite without bias correction too."""
+        loaded = super()._loaded(saved, groups)
+        for group in groups:
+            if self._first_step(group) == math.inf:
+                for param in group["params"]:
+                    if "step" in loaded["state"].get(param, ()):
+                        loaded["state"][param]["step"].fill_(math.inf)
+        return loaded
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, and loadable there: keys that torch has none of (ema, master, scales) are beside its own.

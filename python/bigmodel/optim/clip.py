@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigmodel.ops import grad_clip, grad_scale_
+from bigmodel.ops._table import dense
 from bigmodel.optim import _total
 from bigmodel.optim._distributed import device_of, is_dtensor, local_gradient, spread_of
 
@@ -73,6 +74,9 @@ def clip_grad_norm_(
             "`error_if_nonfinite=False`"
         )
     for (device, _), grads in parts.items():
-        if grads:
-            grad_scale_(grads, clip.factor.to(device, non_blocking=True))
+        factor = clip.factor.to(device, non_blocking=True)
+        grad_scale_([grad for grad in grads if dense(grad)], factor)
+        for grad in grads:
+            if not dense(grad):
+                grad.mul_(factor)
     return clip.norm

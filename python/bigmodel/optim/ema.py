@@ -92,13 +92,14 @@ class EMA:
         """
         if self._swapped:
             raise RuntimeError("bigmodel.optim.EMA: weights() was called inside weights().")
-        self._swapped = True
         with torch.no_grad():
             pairs = [(local(average), local(param)) for average, param in self._parameters()]
             kept = [param.clone() for _, param in pairs]
-            for average, param in pairs:
-                param.copy_(average)
+        self._swapped = True
         try:
+            with torch.no_grad():
+                for average, param in pairs:
+                    param.copy_(average)
             yield
         finally:
             with torch.no_grad():
