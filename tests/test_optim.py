@@ -397,3 +397,17 @@ def test_public_names():
 def test_shapes_of_these_tests_have_what_they_should():
     assert () in SHAPES and any(0 in shape for shape in SHAPES)
     assert not parameters()[4].is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64"])
+@each_class
+def test_numbers_of_numpy(cls, kind):
+    """Schedulers and sweeps hand them over; 1 is a number that all of them hold."""
+    numpy = pytest.importorskip("numpy")
+    value = numpy.dtype(kind).type(1)
+    names = {SGD: ("lr", "momentum", "dampening", "weight_decay"), Adagrad: ("lr", "lr_decay", "eps", "weight_decay")}
+    chosen = names.get(cls, ("lr", "eps", "weight_decay"))
+    ours, plain = parameters(), parameters()
+    steps(cls(ours, max_grad_norm=value, **dict.fromkeys(chosen, value)), 2)
+    steps(cls(plain, max_grad_norm=1.0, **dict.fromkeys(chosen, 1.0)), 2)
+    assert same_values(ours, plain)

@@ -63,8 +63,8 @@ def adagrad_(
         sums: the squares so far, any dtype, with their parameter's strides.
         params, grads, steps, lr, grad_factor, grad_scale, found_inf, cache: as in `adam_`.
     """
-    for name, number in (("lr_decay", lr_decay), ("weight_decay", weight_decay), ("eps", eps)):
-        _check.number(_OP, name, number)
+    lr_decay, eps = _check.number(_OP, "lr_decay", lr_decay), _check.number(_OP, "eps", eps)
+    weight_decay = _check.number(_OP, "weight_decay", weight_decay)
     if not isinstance(lr, Tensor):
         _check.number(_OP, "lr", lr)
     lr, lr_tensor = _multi_tensor.split_rate(lr)

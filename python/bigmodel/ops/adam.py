@@ -128,9 +128,9 @@ def adam_(
     Raises:
         TypeError, ValueError: one sentence naming the argument and the row.
     """
-    for name, number in (("beta1", beta1), ("beta2", beta2), ("eps", eps), ("weight_decay", weight_decay),
-                         ("ema_decay", ema_decay)):  # fmt: skip
-        _check.number(_OP, name, number)
+    beta1, beta2 = _check.number(_OP, "beta1", beta1), _check.number(_OP, "beta2", beta2)
+    eps, weight_decay = _check.number(_OP, "eps", eps), _check.number(_OP, "weight_decay", weight_decay)
+    ema_decay = _check.number(_OP, "ema_decay", ema_decay)
     if not isinstance(lr, Tensor):
         _check.number(_OP, "lr", lr)
     lr, lr_tensor = _multi_tensor.split_rate(lr)

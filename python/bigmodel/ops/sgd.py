@@ -66,8 +66,8 @@ def sgd_(
             begun, or without dampening, where a buffer of zeros gives the same.
         lr, grad_factor, grad_scale, found_inf, cache: as in `adam_`.
     """
-    for name, number in (("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay)):
-        _check.number(_OP, name, number)
+    momentum, dampening = _check.number(_OP, "momentum", momentum), _check.number(_OP, "dampening", dampening)
+    weight_decay = _check.number(_OP, "weight_decay", weight_decay)
     if not isinstance(lr, Tensor):
         _check.number(_OP, "lr", lr)
     if bool(momentum_buffers) != (momentum != 0):
