@@ -1,10 +1,10 @@
-"""The Adagrad op against its formulas in float64 (tests/ops/reference.py), and torch.optim.Adagrad."""
+"""The Adagrad op against its formulas in float64 (tests/ops/update_formulas.py), and torch.optim.Adagrad."""
 
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
+import update_formulas as reference
 from conftest import assert_accurate
 from test_sgd import SIZES, draw
 

@@ -6,8 +6,8 @@ import itertools
 import math
 
 import pytest
-import reference
 import torch
+import update_formulas as reference
 from conftest import assert_accurate
 
 from bigmodel import _native

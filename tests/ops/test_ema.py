@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
+import update_formulas as reference
 from conftest import FLOATS, assert_accurate
 from test_sgd import draw
 

@@ -1,12 +1,12 @@
-"""The SGD op against torch.optim.SGD's formulas in float64 (tests/ops/reference.py), and torch.optim itself."""
+"""The SGD op against torch.optim.SGD's formulas in float64 (tests/ops/update_formulas.py), and torch.optim itself."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
-import reference
 import torch
+import update_formulas as reference
 from conftest import assert_accurate
 
 from bigmodel.ops import sgd_

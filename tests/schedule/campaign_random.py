@@ -1,4 +1,4 @@
-"""Random problems with a planted feasible plan, each answer judged by tests/schedule/reference.py.
+"""Random problems with a planted feasible plan, each answer judged by tests/schedule/second_checker.py.
 
     python tests/schedule/campaign_random.py FIRST LAST [--json FILE]
 
@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 
-import reference
+import second_checker as reference
 
 from bigmodel import schedule
 

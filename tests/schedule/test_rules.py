@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import reference
+import second_checker as reference
 
 from bigmodel.schedule import Job, Pool, Problem, Rate, check
 

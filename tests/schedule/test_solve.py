@@ -13,7 +13,7 @@ import campaign_infeasible
 import campaign_random
 import numpy as np
 import pytest
-import reference
+import second_checker as reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
