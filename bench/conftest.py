@@ -4,6 +4,8 @@ For tracking one machine over time (--benchmark-autosave, --benchmark-compare). 
 `bigmodel bench`, which interleaves the contenders and checks what they return.
 """
 
+import importlib
+
 import pytest
 import torch
 
@@ -14,8 +16,9 @@ DEVICE = run.default_device()
 
 
 def pytest_generate_tests(metafunc):
-    """Gives a test of (workload, name) every case of its file's GROUP."""
-    cases = metafunc.module.GROUP.cases(DEVICE)
+    """Gives the test of bench_<group>.py every case of its group."""
+    group = metafunc.module.__name__.removeprefix("bench_")
+    cases = importlib.import_module(f"bigmodel.benchmarks.{group}").cases(DEVICE)
     pairs = [pytest.param(case, name, id=f"{case.name}-{name}") for case in cases for name in case.contenders]
     metafunc.parametrize(("workload", "name"), pairs, indirect=["workload"])
 
