@@ -94,6 +94,7 @@ class Table:
         """(units done, hours lost in the slot) after each slot that a start commits to."""
         rate, h = self.data.rate[k], self.h
         slots = max(self.data.job.min_run if least is None else least, math.ceil(loss / h - _EPS), 1)
+        slots = min(slots, self.last - self.first)  # what reaches past the window is never finished
         done = [max(0.0, q * h - loss) * rate for q in range(slots + 1)]
         return [(self._rounded(done[q + 1]), min(h, max(0.0, loss - q * h))) for q in range(slots)]
 
