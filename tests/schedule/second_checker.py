@@ -47,6 +47,12 @@ def follow(problem, job, row):
     if job.deadline is not None and not job.soft and slots[-1] + 1 > problem.clock.deadline(job.deadline):
         return "after deadline"
     left, cost, lost, length, previous, runs = job.work - job.done, 0.0, 0.0, 0, None, 0
+    if job.running is not None:  # a run that began before now and goes on, if it does, without loss
+        at = [pool.name for pool in problem.pools].index(job.running.pool)
+        previous, runs = ({at: job.running.devices}, problem.now - 1), 1
+        length, lost = job.running.slots, job.running.setup_left
+        if {p: n for p, n in enumerate(row[:, problem.now].tolist()) if n} != previous[0]:
+            cost += problem.stability
     for s in slots:
         held = {p: int(row[p, s]) for p in range(len(problem.pools)) if row[p, s]}
         if left <= tol:
@@ -87,7 +93,7 @@ def broken(problem, allocation):
     wrong, total, finish, costs = [], 0.0, {}, {}
     for j, job in enumerate(problem.jobs):
         if not allocation[j].any() and job.value is not None:
-            total += job.value
+            total += job.value + (problem.stability if job.running is not None else 0.0)
             continue
         result = follow(problem, job, allocation[j])
         if isinstance(result, str):

@@ -24,21 +24,22 @@ def necessary(problem: Problem) -> list[str]:
     """What no plan can meet, found without a solver: jobs that fit nowhere, or not in time, or not in their budget."""
     reasons = []
     for job in problem.jobs:
-        if job.value is not None:
+        if rules.may_drop(problem, job):
             continue
         first, last = problem.window(job)
         hourly = [rates.hourly(job, pool) for pool in problem.pools]
-        there = [
-            {n: r for n, r in h.items() if n <= most} for h, most in zip(hourly, problem.count.max(axis=1), strict=True)
-        ]
+        most = problem.count[:, problem.now :].max(axis=1)
+        there = [{n: r for n, r in h.items() if n <= top} for h, top in zip(hourly, most, strict=True)]
         if not any(hourly):
             reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
         elif not any(there):
             least = min(n for h in hourly for n in h)
-            reasons.append(f"{job.name} needs at least {least} devices of one pool, more than any has")
+            reasons.append(f"{job.name} needs at least {least} device{'s' * (least > 1)} of one pool, more than any has")
         elif rules.fastest_slots(problem, job) > last - first:
             short = rules.fastest_slots(problem, job) - (last - first)
-            reasons.append(f"{job.name} misses its deadline by {short} slots even alone on the fastest devices")
+            slots = f"{short} slot{'s' * (short > 1)}"
+            what = "the horizon's end" if job.soft or job.deadline is None else "its deadline"
+            reasons.append(f"{job.name} misses {what} by {slots} even alone on the fastest devices")
         elif job.budget is not None:
             least_cost = _least_cost(problem, job, there)
             if least_cost + job.spent > job.budget * (1 + rules.TOLERANCE):

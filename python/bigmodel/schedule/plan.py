@@ -75,6 +75,11 @@ class Plan:
         return sum(job.cost for job in self.account.jobs)
 
     @property
+    def stability_cost(self) -> float:
+        """What moving running jobs weighs in the objective besides their restarts; in no budget and no bill."""
+        return rules.stability_cost(self.problem, self.account.jobs)
+
+    @property
     def fixed_cost(self) -> float:
         return sum(pool.fixed_cost for pool in self.problem.pools)
 
@@ -184,6 +189,7 @@ class Plan:
             "stages": [{"measure": s.measure, "value": s.value, "bound": s.bound, "gap": s.gap} for s in self.stages],
             "cost": self.cost,
             "fixed_cost": self.fixed_cost,
+            "stability_cost": self.stability_cost,
             "carbon_kg": self.carbon,
             "dropped": self.dropped,
             "notes": list(self.notes),

@@ -19,7 +19,7 @@ def gantt(plan: Plan, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"gantt: {path.name} must end in {', '.join(SUFFIXES)}.")
     if path.suffix == ".html":
-        path.write_text(_page(plan))
+        path.write_text(_page(plan), encoding="utf-8")
     else:
         _figure(plan, path)
 

@@ -18,13 +18,14 @@ from bigmodel.schedule.worker import shared
 
 SEPARABLE = ("cost", "carbon", "lateness")
 
+TIME_LIMIT = 30.0  # seconds
 Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
 
 
 def solve(
     problem: Problem,
     *,
-    time_limit: float = 30.0,
+    time_limit: float = TIME_LIMIT,
     gap: float = 0.01,
     seed: int = 0,
     progress: Progress | None = None,
@@ -91,7 +92,6 @@ class _Solve:
             self._weighted(objective.weights)
             return
         stage = stage_for(self.problem, {"cost": 1.0})
-        stage = replace(stage, drops=objective.order[0] == "cost")
         order = objective.order
         if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
             order = (*order, "cost")  # among the fairest, the cheapest
