@@ -51,8 +51,6 @@ def follow(problem, job, row):
         at = [pool.name for pool in problem.pools].index(job.running.pool)
         previous, runs = ({at: job.running.devices}, problem.now - 1), 1
         length, lost = job.running.slots, job.running.setup_left
-        if {p: n for p, n in enumerate(row[:, problem.now].tolist()) if n} != previous[0]:
-            cost += problem.stability
     for s in slots:
         held = {p: int(row[p, s]) for p in range(len(problem.pools)) if row[p, s]}
         if left <= tol:
@@ -87,20 +85,27 @@ def follow(problem, job, row):
     return cost, slots[-1] + 1
 
 
+def moved(problem, job, row):
+    """What not going on as it runs at `now` weighs."""
+    if job.running is None or row[problem.pool_index(job.running.pool), problem.now] == job.running.devices:
+        return 0.0
+    return problem.stability
+
+
 def broken(problem, allocation):
     """The rules that an allocation breaks, and its cost with the value of what is dropped."""
     problem = problem.expanded
     wrong, total, finish, costs = [], 0.0, {}, {}
     for j, job in enumerate(problem.jobs):
         if not allocation[j].any() and job.value is not None:
-            total += job.value + (problem.stability if job.running is not None else 0.0)
+            total += job.value + moved(problem, job, allocation[j])
             continue
         result = follow(problem, job, allocation[j])
         if isinstance(result, str):
             wrong.append(f"{job.name}: {result}")
             continue
-        costs[job.name], finish[job.name] = result
-        total += result[0]
+        costs[job.name], finish[job.name] = job.spent + result[0], result[1]
+        total += result[0] + moved(problem, job, allocation[j])
         first = int(np.flatnonzero(allocation[j].any(axis=0))[0])
         for before in job.after:
             if before not in finish and before in [other.name for other in problem.jobs[: j + 1]]:

@@ -34,10 +34,10 @@ def necessary(problem: Problem) -> list[str]:
             reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
         elif not any(there):
             least = min(n for h in hourly for n in h)
-            reasons.append(f"{job.name} needs at least {least} device{'s' * (least > 1)} of one pool, more than any has")
+            reasons.append(f"{job.name} needs at least {least} device{'s' if least > 1 else ''} of one pool, more than any has")
         elif rules.fastest_slots(problem, job) > last - first:
             short = rules.fastest_slots(problem, job) - (last - first)
-            slots = f"{short} slot{'s' * (short > 1)}"
+            slots = f"{short} slot{'s' if short > 1 else ''}"
             what = "the horizon's end" if job.soft or job.deadline is None else "its deadline"
             reasons.append(f"{job.name} misses {what} by {slots} even alone on the fastest devices")
         elif job.budget is not None:
@@ -168,9 +168,8 @@ def _capacity(problem: Problem, taken: dict) -> tuple[Problem, list[str]]:
         slots = np.flatnonzero(extra[p])
         hours = extra[p].sum() * problem.slot_hours
         most, name = extra[p].max(), pools[p].name
-        texts.append(
-            f"{hours:g} more {name}-hours before slot {slots[-1] + 1} (up to {most} more devices from slot {slots[0]})"
-        )
+        devices = f"up to {most} more device{'s' if most > 1 else ''} from slot {slots[0]}"
+        texts.append(f"{hours:g} more {name}-hours before slot {slots[-1] + 1} ({devices})")
         pools[p] = replace(pools[p], count={"slots": (problem.count[p] + extra[p]).tolist()})
     for name, limit in quotas.items():
         if limit > problem.quotas[name]:

@@ -32,6 +32,16 @@ class StageResult:
             return 0.0
         return (self.value - self.bound) / abs(self.value) if self.value else np.inf
 
+    @property
+    def proven(self) -> str:
+        """Bound and gap in words."""
+        return f"at least {self.bound:.4g} (gap {self.gap:.2%})" if np.isfinite(self.gap) else "nothing proven yet"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON has no infinity: what is not proven is null."""
+        proven = {name: value if np.isfinite(value) else None for name, value in (("bound", self.bound), ("gap", self.gap))}
+        return {"measure": self.measure, "value": self.value, **proven}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -186,7 +196,7 @@ class Plan:
             "status": self.status,
             "complete": self.complete,
             "seconds": round(self.seconds, 3),
-            "stages": [{"measure": s.measure, "value": s.value, "bound": s.bound, "gap": s.gap} for s in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
             "cost": self.cost,
             "fixed_cost": self.fixed_cost,
             "stability_cost": self.stability_cost,

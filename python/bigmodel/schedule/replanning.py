@@ -113,6 +113,8 @@ def remaining(plan: Plan, now: int, changes: Changes) -> tuple[Problem, np.ndarr
     if not jobs:
         raise ValueError("replan: every job is done or cancelled, so nothing is left to plan.")
     jobs = [replace(job, after=tuple(name for name in job.after if name not in finished)) for job in jobs]
+    # What runs although its predecessor turns out not to be done has to stop.
+    jobs = [replace(job, running=None) if job.after else job for job in jobs]
     owners = {job.owner for job in jobs}
     budget = None if old.budget is None else max(0.0, old.budget - sum(job.spent + done.cost for job, done in gone))
     budgets = {owner: limit for owner, limit in old.budgets.items() if owner in owners}

@@ -174,7 +174,7 @@ class Search:
         """The whole programme."""
         inst = self.inst
         self.tick()
-        if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
+        if any(np.isinf(data.drop) and (data.last <= data.first or not len(data.pool)) for data in inst.jobs):
             return
         model = self._model(range(len(inst.jobs)), State(inst))
         answer = self._mip(model.program(), limit, gap=min(self.gap, 1e-6))
@@ -261,6 +261,8 @@ class Search:
 
     def _recombine(self, columns: Columns) -> State | None:
         """The master in whole numbers over the columns of least reduced cost."""
+        if not columns.job:  # every job is dropped
+            return None
         inst = self.inst
         shared = self.prices.shared(inst)
         reduced = np.array(
