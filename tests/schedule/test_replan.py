@@ -132,7 +132,7 @@ def test_an_interruption_costs_work_and_a_restart():
 
 def test_unknown_policy():
     week = problem()
-    with pytest.raises(ValueError, match="policy is 'luck'"):
+    with pytest.raises(ValueError, match="simulate: policy: is 'luck'; accepted are 'clairvoyant', 'fcfs'"):
         schedule.simulate(week, simulation.Trace(week.price, week.count, week.price), "luck")
 
 

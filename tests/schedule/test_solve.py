@@ -32,7 +32,32 @@ def test_tiny_problems_equal_brute_force(seed):
     problem, _ = reference.random_problem(seed, tiny=True)
     plan = schedule.solve(problem, gap=0.0, time_limit=20)
     assert plan.gap <= 1e-6
-    assert reference.isclose(plan.value, reference.brute_force(problem))
+    assert reference.isclose(plan.value, reference.brute_force(problem)[0])
+
+
+@given(st.integers(0, 10**6))
+@FEW
+def test_every_objective_equals_brute_force(seed):
+    problem = reference.with_objective(reference.random_problem(seed, tiny=True)[0], seed)
+    best = reference.brute_force(problem)
+    try:
+        plan = schedule.solve(problem, gap=0.0, time_limit=20, explain=False)
+    except schedule.Infeasible:
+        assert best is None
+        return
+    assert reference.broken(problem, plan.allocation)[0] == []
+    assert all(reference.isclose(stage.value, least) for stage, least in zip(plan.stages, best, strict=True))
+    assert all(stage.bound <= least * (1 + 1e-6) + 1e-6 for stage, least in zip(plan.stages, best, strict=True))
+
+
+def test_a_plan_may_drop_every_job():
+    """Too dear to search no further: the master has no schedule to recombine."""
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(Job(name=f"j{i}", work=2.0, throughput=points, value=1.0, restart=0.5, deadline=2) for i in range(2))
+    problem = Problem(slots=4, pools=(Pool(name="p", count=0, price=9.0),), jobs=jobs)
+    plan = schedule.solve(problem, gap=0.0)
+    assert plan.dropped == ["j0", "j1"] and plan.value == pytest.approx(2.0) and plan.cost == 0.0
+
 
 
 @pytest.mark.parametrize("first", range(21_080, 21_380, 25))
@@ -278,7 +303,8 @@ def test_suggestions_are_the_least_that_helps():
     [
         ({"memory": 100.0}, "fits on no pool"),
         ({"counts": (3,)}, "fits on no pool"),
-        ({"deadline": 1}, "misses its deadline by 1 slots even alone"),
+        ({"deadline": 1}, "misses its deadline by 1 slot even alone"),
+        ({"work": 9.0}, "misses the horizon's end by 3 slots even alone"),
         ({"budget": 0.5}, "costs at least"),
     ],
 )

@@ -62,7 +62,7 @@ class _Cure:
 
     size: float
     text: str
-    reason: str
+    reasons: list[str]
     problem: Problem
 
 
@@ -79,7 +79,9 @@ def infeasible(problem: Problem, reasons: list[str], seconds: float) -> Infeasib
         cures = [cure] if cure is not None else []
     cures.sort(key=lambda cure: cure.size)
     told = list(reasons)
-    told += [cure.reason for cure in cures if cure.reason and cure.reason not in told]
+    for reason in [reason for cure in cures for reason in cure.reasons]:
+        if not any(known.startswith(reason) for known in told):
+            told.append(reason)
     return Infeasible(told, [cure.text for cure in cures[:3]])
 
 
@@ -136,7 +138,7 @@ def _read(problem: Problem, model: Model, x: np.ndarray, elastic: Elastic) -> _C
         texts += text
     if not texts:
         return None
-    return _Cure(size, " and ".join(texts), "; ".join(reasons), changed)
+    return _Cure(size, " and ".join(texts), reasons, changed)
 
 
 def _deadlines(problem: Problem, schedules) -> tuple[Problem, list[str], list[str]]:
