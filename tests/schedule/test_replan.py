@@ -148,7 +148,8 @@ def test_new_jobs_may_have_replicas_and_follow_what_is_done():
     points = old.problem.jobs[0].throughput
     more = Job(name="more", work=1.0, throughput=points, replicas=2, after=("long",))
     other = Job(name="other", work=1.0, throughput=points)
-    new = old.replan(now - 2, {"jobs": [more, other]}, gap=0.0).replan(now, {"jobs": [replace(more, name="last")]}, gap=0.0)
+    between = old.replan(now - 2, {"jobs": [more, other]}, gap=0.0)
+    new = between.replan(now, {"jobs": [replace(more, name="last")]}, gap=0.0)
     assert {"more-1", "more-2", "last-1", "last-2"} <= set(new.finish)
     assert new.allocation.shape[0] == len(new.problem.jobs)
 
@@ -164,7 +165,8 @@ def test_a_job_may_still_be_dropped_beside_a_lost_deadline():
     base = problem(deadline=7)
     points = base.jobs[0].throughput
     poor = Job(name="poor", work=2.0, throughput=points, value=0.5, deadline=12)
-    new = schedule.solve(replace(base, jobs=(*base.jobs, poor)), gap=0.0).replan(3, {"progress": {"long": 0.0}}, gap=0.0)
+    old = schedule.solve(replace(base, jobs=(*base.jobs, poor)), gap=0.0)
+    new = old.replan(3, {"progress": {"long": 0.0}}, gap=0.0)
     assert new.problem.objective.order == ("lateness", "cost") and new.dropped == ["poor"]
 
 
@@ -232,7 +234,8 @@ def test_every_policy_keeps_quotas_runs_and_its_own_pools():
     """Two gangs under a quota for one; a job that is not preemptible while another pool turns cheaper."""
     points = tuple(Rate(pool=pool, devices=2, rate=1 / 3600) for pool in ("rent", "own"))
     jobs = tuple(
-        Job(name=name, work=3.0, throughput=points, preemptible=name == "free", deadline=12) for name in ("free", "whole")
+        Job(name=name, work=3.0, throughput=points, preemptible=name == "free", deadline=12)
+        for name in ("free", "whole")
     )
     pools = (
         Pool(name="rent", count=4, price={"slots": [2.0, 9.0] * 6}, quota_group="q"),

@@ -59,7 +59,6 @@ def test_a_plan_may_drop_every_job():
     assert plan.dropped == ["j0", "j1"] and plan.value == pytest.approx(2.0) and plan.cost == 0.0
 
 
-
 @pytest.mark.parametrize("first", range(21_080, 21_380, 25))
 def test_random_problems_with_a_planted_plan(first):
     # Seeds that no recorded campaign has used; the first 20 are tiny.

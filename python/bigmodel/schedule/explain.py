@@ -34,7 +34,8 @@ def necessary(problem: Problem) -> list[str]:
             reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
         elif not any(there):
             least = min(n for h in hourly for n in h)
-            reasons.append(f"{job.name} needs at least {least} device{'s' if least > 1 else ''} of one pool, more than any has")
+            devices = f"{least} device{'s' if least > 1 else ''}"
+            reasons.append(f"{job.name} needs at least {devices} of one pool, more than any has")
         elif rules.fastest_slots(problem, job) > last - first:
             short = rules.fastest_slots(problem, job) - (last - first)
             slots = f"{short} slot{'s' if short > 1 else ''}"
@@ -82,7 +83,7 @@ def infeasible(problem: Problem, reasons: list[str], seconds: float) -> Infeasib
     for reason in [reason for cure in cures for reason in cure.reasons]:
         if not any(known.startswith(reason) for known in told):
             told.append(reason)
-    return Infeasible(told, [cure.text for cure in cures[:3]])
+    return Infeasible(told, [cure.text for cure in cures[:3]], [cure.problem for cure in cures[:3]])
 
 
 def _cure(problem: Problem, elastic: Elastic, end: float) -> _Cure | None:

@@ -39,7 +39,7 @@ class StageResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON has no infinity: what is not proven is null."""
-        proven = {name: value if np.isfinite(value) else None for name, value in (("bound", self.bound), ("gap", self.gap))}
+        proven = {"bound": self.bound, "gap": self.gap} if np.isfinite(self.gap) else {"bound": None, "gap": None}
         return {"measure": self.measure, "value": self.value, **proven}
 
 

@@ -247,14 +247,11 @@ def _moves(plan: Plan) -> list[str]:
     for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
         if job.running is None or not rules.moved(problem, job, done.runs):
             continue
-        if not done.runs:
-            where = "is dropped"
-        else:
-            where = "is paused" if done.runs[0].first > problem.now else "moves"
-        lost = done.runs[0].lost_hours if done.runs else 0.0
-        price = 0.0
+        where, lost, price = "is dropped", 0.0, 0.0
         if done.runs:
+            where = "is paused" if done.runs[0].first > problem.now else "moves"
             p, n = done.runs[0].devices[0]
+            lost = done.runs[0].lost_hours
             price = lost * n * problem.price[p, done.runs[0].first]
         told.append(
             f"{job.name} {where} from {job.running.devices} x {job.running.pool}: {lost:g} h lost to set-up, "

@@ -206,7 +206,7 @@ class _Replay:
         need = math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
         return self.problem.clock.deadline(live.job.deadline) - slot <= need + 1
 
-    def _bound(self, j: int) -> bool:
+    def _goes_on(self, j: int) -> bool:
         """Whether the job's run may not be broken off: it is not preemptible, or shorter than min_run yet."""
         live = self.jobs[j]
         return live.at is not None and (not live.job.preemptible or live.slots < live.job.min_run)
@@ -215,9 +215,12 @@ class _Replay:
         """`keep`, and what may not be broken off, goes on; then each job in turn takes the pool that does its work
         cheapest now, and there all it can; the urgent first."""
         free = _Free(self.problem, self.trace.count[:, slot])
-        taken = {j: self.jobs[j].at for j in order if j in keep or self._bound(j)}
-        for at in taken.values():
-            free.take(*at)
+        taken: dict[int, tuple[int, int]] = {}
+        for j in order:
+            at = self.jobs[j].at
+            if at is not None and (j in keep or self._goes_on(j)):
+                taken[j] = at
+                free.take(*at)
         for j in sorted(set(order) - set(taken), key=lambda j: (not self._urgent(j, slot), order.index(j))):
             urgent = self._urgent(j, slot)
             pools = self._fallback() if urgent else allowed
