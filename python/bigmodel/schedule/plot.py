@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from bigmodel.schedule.plan import Plan
+    from bigmodel.schedule.problem import Problem
 
 SUFFIXES = (".png", ".svg", ".html")
 _TALLEST = 32  # devices of a pool that are drawn in full height; more are drawn thinner
@@ -50,6 +51,13 @@ def _colour(j: int) -> str:
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
 
 
+def _step(problem: Problem, labels: int) -> int:
+    """Slots between time labels, about so many in all: a length that a day or a week is a multiple of."""
+    least = problem.slots * problem.slot_hours / labels
+    hours = next((n for n in (1, 2, 3, 4, 6, 12, 24, 48, 168) if n >= least), least)
+    return max(1, round(hours / problem.slot_hours))
+
+
 def _figure(plan: Plan, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
@@ -72,11 +80,11 @@ def _figure(plan: Plan, path: Path) -> None:
             axis.axvspan(0, problem.now, color="0.93")
     for j, p, lane, devices, first, last in bars(plan):
         axes[p].broken_barh([(first, last - first)], (lane, devices), facecolor=_colour(j), edgecolor="white", lw=0.4)
-        if (last - first) / problem.slots > 0.035:
+        if (last - first) / problem.slots > 0.0045 * len(problem.jobs[j].name):
             axes[p].text(
                 (first + last) / 2, lane + devices / 2, problem.jobs[j].name, ha="center", va="center", fontsize=6
             )
-    step = max(1, problem.slots // 8)
+    step = _step(problem, 8)
     axes[-1].set_xticks(range(0, problem.slots, step))
     axes[-1].set_xticklabels(
         [problem.clock.begins(s).strftime("%a %d %b\n%H:%M") for s in range(0, problem.slots, step)]
@@ -89,7 +97,7 @@ _STYLE = """
 body{font:14px system-ui,sans-serif;margin:24px;color:#222}h1{font-size:18px}
 svg{width:100%;height:auto;background:#fff}svg text{font:10px system-ui,sans-serif;pointer-events:none}
 rect.run:hover{stroke:#000;stroke-width:1.5}table{border-collapse:collapse;margin-top:16px}
-td,th{padding:3px 10px;border-bottom:1px solid #ddd;text-align:left}pre{background:#f6f6f6;padding:10px}
+td,th{padding:3px 10px;border-bottom:1px solid #ddd;text-align:left}
 """
 
 
@@ -120,7 +128,7 @@ def _svg(plan: Plan) -> str:
     tops = np.concatenate([[20.0], 20 + np.cumsum(np.ceil(most * lanes) + 18)])
     per_slot = width / problem.slots
     parts = [f'<svg viewBox="0 0 {left + width + 10} {int(tops[-1]) + 20}" role="img" aria-label="Gantt chart">']
-    for s in range(0, problem.slots + 1, max(1, problem.slots // 12)):
+    for s in range(0, problem.slots + 1, _step(problem, 12)):
         x = left + s * per_slot
         when = problem.clock.begins(s).strftime("%a %d %H:%M")
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="16" y2="{int(tops[-1])}" stroke="#ddd"/>')
