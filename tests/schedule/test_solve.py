@@ -201,6 +201,16 @@ def test_a_job_is_dropped_where_its_value_is_below_its_cost():
     assert plan.dropped == ["v1"] and plan.value == pytest.approx(1 + 2) and plan.cost == pytest.approx(2)
 
 
+def test_a_job_without_a_window_left_is_dropped_and_disturbs_nobody():
+    """What it follows cannot end before its deadline."""
+    problem = schedule.generate(6, 1, 24, 0.6, "C", seed=2).problem
+    point = Rate(pool=problem.pools[0].name, devices=1, rate=1 / 3600)
+    long = Job(name="long", work=5.0, throughput=(point,))
+    gone = Job(name="gone", work=1.0, throughput=(point,), value=9.0, deadline=5, after=("long",))
+    plan = schedule.solve(replace(problem, jobs=(*problem.jobs, long, gone)), gap=0.0, time_limit=3)
+    assert plan.dropped == ["gone"]
+
+
 def test_same_input_and_seed_give_the_same_plan():
     problem = schedule.generate(8, 2, 24, 0.5, "B", seed=1).problem
     plans = [schedule.solve(problem, time_limit=30, gap=0.05, seed=4) for _ in range(2)]
@@ -316,10 +326,16 @@ def test_cheap_tests_name_the_job(job, words):
     assert words in error.value.reasons[0] and error.value.reasons[0].startswith("j ")
 
 
-@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"gap": -1}, {"backend": "cp-sat"}])
+@pytest.mark.parametrize(
+    "arguments", [{"time_limit": 0}, {"time_limit": "3"}, {"gap": -1}, {"seed": "x"}, {"backend": "cp-sat"}]
+)
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="^solve: "):
         schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, **arguments)
+
+
+def test_no_time_limit_at_all():
+    assert schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, time_limit=float("inf"), gap=1.0).complete
 
 
 def test_no_private_module_of_scipy():

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bigmodel.schedule import bottleneck, rates, rules
+from bigmodel.schedule import bottleneck, rates, rules, validate
 from bigmodel.schedule.errors import Infeasible, Unknown
 from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
 from bigmodel.schedule.plan import Plan, StageResult
@@ -19,6 +19,7 @@ from bigmodel.schedule.worker import shared
 SEPARABLE = ("cost", "carbon", "lateness")
 
 TIME_LIMIT = 30.0  # seconds
+_LONGEST = 1e7  # seconds that a wait for the solver's process can be given
 Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
 
 
@@ -48,9 +49,11 @@ def solve(
     """
     if backend != "highs":
         raise ValueError(f"solve: backend is {backend!r}; the only one is 'highs'.")
-    if not time_limit > 0 or not gap >= 0:
-        raise ValueError(f"solve: time_limit {time_limit!r} must be above 0 and gap {gap!r} at least 0.")
-    return _Solve(problem.expanded, time_limit, gap, seed, progress, explain).plan()
+    numbers = all(isinstance(value, (int, float, np.number)) for value in (time_limit, gap))
+    if not numbers or not time_limit > 0 or not gap >= 0:
+        raise ValueError(f"solve: time_limit {time_limit!r} must be a number above 0 and gap {gap!r} at least 0.")
+    validate.whole(seed, "solve: seed", most=2**63 - 1)
+    return _Solve(problem.expanded, min(time_limit, _LONGEST), gap, seed, progress, explain).plan()
 
 
 class _Solve:
