@@ -90,7 +90,7 @@ def _part(value: Any, path: str, kind: str, kinds: Any) -> None:
         text(value, path)
     elif kind != "int":
         if not isinstance(value, getattr(kinds, kind)):
-            fail(path, f"must be a {kind}, got {value!r}")
+            fail(path, f"must be of type {kind}, got {value!r}")
         _kinds(value, path)
 
 
