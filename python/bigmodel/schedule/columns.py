@@ -52,6 +52,8 @@ class Columns:
         chosen = np.arange(len(self.job)) if keep is None else np.asarray(keep)
         base_quota = jobs + inst.count.size
         base_limit = base_quota + len(inst.groups) * slots
+        base_order = base_limit + len(inst.stage.limits)
+        pairs = inst.pairs
         rows: list[np.ndarray] = []
         columns: list[np.ndarray] = []
         values: list[np.ndarray] = []
@@ -68,19 +70,32 @@ class Columns:
             limits = np.flatnonzero(self._usage[i])
             rows.append(base_limit + limits)
             values.append(self._usage[i][limits])
+            for row, (before, after) in enumerate(pairs):
+                # Outside of the slots where both may run the row says nothing.
+                first, last = inst.jobs[after].first, inst.jobs[before].last
+                if self.job[i] == before:
+                    last = use[-1, 0] + 1
+                elif self.job[i] == after:
+                    first = use[0, 0]
+                else:
+                    continue
+                held = np.arange(first, last)
+                rows.append(base_order + row * slots + held)
+                values.append(np.ones(len(held)))
             columns.append(np.full(sum(map(len, rows)) - sum(map(len, columns)), column))
         out = len(chosen) + np.arange(jobs)
         rows.append(np.arange(jobs))
         values.append(np.ones(jobs))
         columns.append(out)
         drop = np.array([data.drop if np.isfinite(data.drop) else penalty[data.index] for data in inst.jobs])
-        shape = (base_limit + len(inst.stage.limits), len(chosen) + jobs)
+        shape = (base_order + len(pairs) * slots, len(chosen) + jobs)
         matrix = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
         right = np.concatenate(
             [
                 inst.count.ravel(),
                 np.repeat([float(limit) for _, limit in inst.groups], slots),
                 [limit.most for limit in inst.stage.limits],
+                np.ones(len(pairs) * slots),
             ]
         )
         return {
@@ -97,5 +112,6 @@ class Columns:
         duals = np.maximum(0.0, -marginals)
         quota = pools * slots
         limit = quota + len(inst.groups) * slots
+        order = limit + len(inst.stage.limits)
         capacity, quotas = duals[:quota].reshape(pools, slots), duals[quota:limit].reshape(len(inst.groups), slots)
-        return Prices(capacity, quotas, duals[limit:])
+        return Prices(capacity, quotas, duals[limit:order], duals[order:].reshape(len(inst.pairs), slots))

@@ -174,14 +174,19 @@ class Table:
     def _first_starts(self) -> list[tuple[float, tuple]]:
         """The cheapest start of every configuration in every slot, the first losing no restart."""
         restart = self.data.job.restart if self.data.job.started else 0.0
-        if restart == self.data.job.restart:  # the first start is like any other
+        early = self.data.early
+        if restart == self.data.job.restart and not early.any():  # the first start is like any other
             step = self._next(-1, 0, self.units)
             return [] if step is None else [(float(self.idle[0][self.units]), ("start", *step))]
         found = []
         for k in self.keep:
             plan = self._commit(k, float(self.data.startup[k]) + restart)
             cost, s = min(
-                ((self._cost(k, s, plan, self.units), s) for s in range(self.last - self.first)), default=(np.inf, 0)
+                (
+                    (self._cost(k, s, plan, self.units) + early[self.first + s], s)
+                    for s in range(self.last - self.first)
+                ),
+                default=(np.inf, 0),
             )
             found.append((cost, ("start", k, plan, s)))
         return found
@@ -251,6 +256,7 @@ def unbroken(data: JobData, unit, free, h: float, first: int, last: int, stabili
             run = price[s - first : s - first + length]
             if len(run) == length:
                 cost = run[:-1].sum() + (run[-1] * part if run[-1] < np.inf else np.inf) + data.late[s + length]
+                cost += data.early[s]
                 if cost < best:
                     best, use = cost, tuple((s + i, int(p), int(n)) for i in range(length))
     if data.job.running is not None and data.running is None:

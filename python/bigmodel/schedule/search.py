@@ -197,7 +197,7 @@ class Search:
             value, new, shared = current.rent(inst), 0, current.shared(inst)
             for data in inst.jobs:
                 self.tick()
-                found = cheapest(inst, data, current.unit(inst, data.index, shared), free)
+                found = cheapest(inst, current.ordered(inst, data), current.unit(inst, data.index, shared), free)
                 value += min(found.cost, data.drop)
                 new += columns.add(data.index, found.use)
             if value > best:
@@ -263,10 +263,14 @@ class Search:
         """The master in whole numbers over the columns of least reduced cost."""
         inst = self.inst
         shared = self.prices.shared(inst)
+        ordered = [self.prices.ordered(inst, data) for data in inst.jobs]
         reduced = np.array(
             [
-                cost + sum(shared[p, s] * n * inst.h for s, p, n in use)
-                for cost, use in zip(columns.cost, columns.use, strict=True)
+                cost
+                + sum(shared[p, s] * n * inst.h for s, p, n in use)
+                + (ordered[j].late - inst.jobs[j].late)[use[-1][0] + 1]
+                + ordered[j].early[use[0][0]]
+                for j, cost, use in zip(columns.job, columns.cost, columns.use, strict=True)
             ]
         )
         job = np.array(columns.job)
@@ -366,4 +370,5 @@ def _mixed(centre: Prices, master: Prices) -> Prices:
         keep * centre.capacity + take * master.capacity,
         keep * centre.quota + take * master.quota,
         keep * centre.limit + take * master.limit,
+        keep * centre.order + take * master.order,
     )
