@@ -12,6 +12,8 @@ from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.instance import Instance
 from bigmodel.schedule.state import State
 
+_MOSTLY = 0.3  # weight from which a schedule of the master's is put into a plan
+
 
 class Columns:
     """Schedules by job, each once."""
@@ -104,6 +106,43 @@ class Columns:
             "b_eq": np.ones(jobs),
             "A_ub": matrix[jobs:],
             "b_ub": right,
+        }
+
+    def rounded(self, x: np.ndarray) -> State:
+        """The schedules that a solution of the master mostly consists of, the surest first, as far as there is room."""
+        state = State(self.inst)
+        for i in np.argsort(-x[: len(self.job)], kind="stable"):
+            if x[i] <= _MOSTLY:
+                break
+            j, use = self.job[i], self.use[i]
+            first, last = state.window(j)
+            free = state.free()
+            fits = all(first <= s < last and free[p, s] >= n for s, p, n in use)
+            if j not in state.schedules and fits:
+                state.put(j, use)
+        return state
+
+    def boxed(self, penalty: np.ndarray, centre: Prices, width: float) -> dict:
+        """The master with each price of capacity kept within `width` devices' mean price, and that share, of centre's.
+
+        Capacity may be bought above the box and sold below it; the columns for it come last. Source: boxstep, Marsten,
+        Hogan and Blankenship (1975); du Merle et al. (1999).
+        """
+        from scipy.sparse import csr_array, hstack
+
+        inst, master = self.inst, self.master(penalty)
+        price = centre.capacity.ravel()
+        unit = float(inst.unit[inst.count > 0].mean()) * inst.h if (inst.count > 0).any() else 0.0
+        reach = width * (unit + price)
+        sold = np.flatnonzero(price > reach)
+        row = np.concatenate([np.arange(len(price)), sold])
+        value = np.concatenate([-np.ones(len(price)), np.ones(len(sold))])
+        shape = (master["A_ub"].shape[0], len(row))
+        trade = csr_array((value, (row, np.arange(len(row)))), shape=shape)
+        return master | {
+            "c": np.concatenate([master["c"], price + reach, (reach - price)[sold]]),
+            "A_eq": hstack([master["A_eq"], csr_array((len(inst.jobs), len(row)))]).tocsr(),
+            "A_ub": hstack([master["A_ub"], trade]).tocsr(),
         }
 
     def prices(self, marginals: np.ndarray) -> Prices:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bigmodel.schedule import bounds, mip
+from bigmodel.schedule import bounds, mip, path
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct
@@ -25,13 +25,15 @@ from bigmodel.schedule.worker import Overdue, Worker
 _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
 _ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices
+_FINE_MODEL = 15000  # columns up to which the last bound is taken on a finer grid, in about 0.5 s
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
-_SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+_SMOOTHING = 0.5  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+_WIDTH = 0.1  # of the first box around the best prices: wider after better ones are found, else narrower
 
 
 class TimeUp(Exception):
@@ -191,8 +193,8 @@ class Search:
         for j, schedule in state.schedules.items():
             columns.add(j, schedule.use)
         centre, current, best = self.prices, self.prices, -np.inf
-        stop = time.monotonic() + 0.45 * self.left()
-        penalty = self._penalty(state, _MILD)
+        stop = time.monotonic() + 0.55 * self.left()
+        penalty, width = self._penalty(state, _MILD), _WIDTH
         for round_ in range(_ROUNDS):
             value, new, shared = current.rent(inst), 0, current.shared(inst)
             for data in inst.jobs:
@@ -200,20 +202,27 @@ class Search:
                 found = cheapest(inst, current.ordered(inst, data), current.unit(inst, data.index, shared), free)
                 value += min(found.cost, data.drop)
                 new += columns.add(data.index, found.use)
+            width *= 1.5 if value > best else 0.8
             if value > best:
                 best, centre = value, current
-            master = self._linprog(columns.master(penalty) | {"method": "highs"})
+            master = self._linprog(columns.boxed(penalty, centre, width) | {"method": "highs"})
             if master["status"] != 0:
                 break
-            if round_ % 4 == 0 or new == 0:
-                self._restart(centre)
+            if round_ % 8 == 4 or new == 0:
+                self._restart(centre, columns.rounded(master["x"]))
             late = time.monotonic() > stop
             self.cut |= late
-            if late or (new == 0 and current is centre) or master["value"] - best <= 0.1 * self.gap * abs(best):
+            if late or self.closed():
                 break
+            if master["value"] - best <= 0.1 * self.gap * abs(best) or (new == 0 and current is centre):
+                if not master["x"][len(columns.job) + len(inst.jobs) :].any():
+                    break
+                width *= 4  # done within the box
             current = _mixed(centre, columns.prices(master["marginals"]))
         self.prices = centre
         self._certify(centre)
+        if not self.closed() and self._size() <= _FINE_MODEL and not any(data.switches for data in inst.jobs):
+            self._certify(centre, path.FINE)
 
     def _penalty(self, state: State, times: float) -> np.ndarray:
         """A multiple of what each job pays in a plan, or pays on average where that plan has no place for it."""
@@ -221,9 +230,9 @@ class Search:
         usual = np.nanmean(paid) if np.isfinite(paid).any() else 1.0
         return times * np.maximum(np.where(np.isnan(paid), usual, paid), 1e-3 * usual)
 
-    def _restart(self, prices: Prices) -> None:
-        """Another plan from scratch, at better prices."""
-        state = construct(self.inst, prices, 1.0, self.tick)
+    def _restart(self, prices: Prices, begun: State) -> None:
+        """Another plan, at better prices, around what the master has chosen."""
+        state = construct(self.inst, prices, 1.0, self.tick, begun)
         if state.score()[0] == 0:
             Improver(state, prices, self.seed).sweep(self.tick)
         self._offer(state)
