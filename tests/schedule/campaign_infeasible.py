@@ -16,8 +16,8 @@ from pathlib import Path
 from bigmodel import schedule
 from bigmodel.benchmarks.records import Records
 from bigmodel.benchmarks.run import commit
-from bigmodel.schedule.worker import shared
 from bigmodel.schedule import Job, Pool, Problem, Rate
+from bigmodel.schedule.worker import shared
 
 CAUSES = ("deadline", "crowded deadline", "capacity", "budget", "job budget")
 

@@ -68,7 +68,9 @@ def main() -> None:
     kept, counts = Records(arguments.json, commit()), Counter()
     for first in range(arguments.first, arguments.last, _BLOCK):
         last = min(first + _BLOCK, arguments.last)
-        record = kept.measure("random", {"first": first, "last": last}, lambda first=first, last=last: block(first, last), shared().kill)
+        record = kept.measure(
+            "random", {"first": first, "last": last}, lambda first=first, last=last: block(first, last), shared().kill
+        )
         counts.update(record["counts"])
         for seed, verdict in record["not good"].items():
             print(seed, verdict, flush=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from bigmodel.benchmarks.records import Records
 from bigmodel.benchmarks.run import commit
-from bigmodel.schedule.worker import shared
 from bigmodel.schedule import Job, Pool, Problem, Rate, simulation
+from bigmodel.schedule.worker import shared
 
 
 def problem(seed: int, slots: int = 72, jobs: int = 8) -> Problem:

@@ -68,14 +68,15 @@ class Records:
 
 
 def _busy() -> tuple[float, float, float] | None:
-    """(wall, the whole machine's, this process's and its ended children's) seconds; None where the kernel does not say."""
+    """Seconds of (the clock, the whole machine, this process and its ended children); None where unknown."""
     try:
         user, nice, system, idle, wait, *rest = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
     except (OSError, ValueError):
         return None
     machine = (user + nice + system + sum(rest[:2])) / os.sysconf("SC_CLK_TCK")
     mine = sum(
-        used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
     return time.monotonic(), machine, mine
 

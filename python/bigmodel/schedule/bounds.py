@@ -5,9 +5,9 @@ For any prices of capacity, limits and order that are not negative,
     L = sum_j min(drop_j, cheapest schedule of j at those prices) - sum (price x capacity) - sum (price x limit)
         - sum (price of order)
 
-is at most the cost of every plan, since a plan pays no more for capacity than there is. Order: of job b before job a, at
-most one of "b has not ended by slot t" and "a has started by slot t" is true, so that a plan pays each slot's price at
-most once: b pays the prices of the slots before its end, a those of the slots from its start on.
+is at most the cost of every plan, since a plan pays no more for capacity than there is. Order: of job b before job a,
+at most one of "b ends after slot t" and "a starts by slot t" is true, so that a plan pays each slot's price at most once:
+b pays the prices of the slots before its end, a those of the slots from its start on.
 """
 
 from __future__ import annotations
