@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def run(
                 for load in LOADS:
                     if not records.done():
                         key = {"size": size, "family": family, "load": load, "seed": seed}
-                        records.measure("gaps", key, lambda key=key: measure(**key))
+                        records.measure("gaps", key, partial(measure, size, family, load, seed))
     lines = [summary(records.of("gaps"))]
     if not records.done():
         record = records.measure("import", {}, lambda: {"seconds": round(import_seconds(), 3)})

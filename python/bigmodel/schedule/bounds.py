@@ -6,8 +6,8 @@ For any prices of capacity, limits and order that are not negative,
         - sum (price of order)
 
 is at most the cost of every plan, since a plan pays no more for capacity than there is. Order: of job b before job a,
-at most one of "b ends after slot t" and "a starts by slot t" is true, so that a plan pays each slot's price at most once:
-b pays the prices of the slots before its end, a those of the slots from its start on.
+at most one of "b ends after slot t" and "a starts by slot t" is true, so that a plan pays each slot's price at most
+once: b pays the prices of the slots before its end, a those of the slots from its start on.
 """
 
 from __future__ import annotations

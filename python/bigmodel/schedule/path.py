@@ -28,6 +28,7 @@ UNITS_PER_SLOT = {"up": 200, "near": 24, "down": 64}
 FINE = 800
 MOST_UNITS = {"tied": 25_000, "free": 100_000}
 _EPS = 1e-9
+_Held = tuple[np.ndarray, list[int]]  # as Table._held returns it
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Table:
             hours = min(self.h, lost + units * (self.step / self.data.rate[k]))
         return self.price[k][s] * (hours / self.h) + self.late[self.first + s + 1]
 
-    def _held(self, k: int, plan: list[tuple[int, float]]) -> tuple[np.ndarray, list[int]]:
+    def _held(self, k: int, plan: list[tuple[int, float]]) -> _Held:
         """(slots, units) the share of each slot of a plan that is held when 1, 2, ... units are left, and how many
         units end in each slot."""
         most = min(plan[-1][0], self.units)
@@ -161,8 +162,9 @@ class Table:
             before = top
         return held, ends
 
-    def _started(self, k: int, s: int, held: np.ndarray, ends: list[int], best: np.ndarray) -> None:
+    def _started(self, k: int, s: int, plan: _Held, best: np.ndarray) -> None:
         """Lowers `best`, costs by units left, to those of configuration k held from slot s on for a plan's slots."""
+        held, ends = plan
         slots, most = held.shape
         if self._reach[k][s] < slots:
             slots = self._reach[k][s]  # what does not end before the devices or the window do is not possible
@@ -180,16 +182,16 @@ class Table:
             part = best[most + 1 :]
             np.minimum(part, after[1 : self.units - most + 1] + sum(paid), out=part)
 
-    def _fill(self, s: int, starts: dict, stays: dict) -> None:
+    def _fill(self, s: int, starts: dict[int, _Held], stays: dict[int, _Held]) -> None:
         idle = self.idle[s]
         idle[:] = self.idle[s + 1]
         for k in self.keep:
             if self.price[k][s] < np.inf:
-                self._started(k, s, *starts[k], idle)
+                self._started(k, s, starts[k], idle)
         for k, run in self.runs.items():
             run[s] = idle
             if self.price[k][s] < np.inf:
-                self._started(k, s, *stays[k], run[s])
+                self._started(k, s, stays[k], run[s])
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
