@@ -29,7 +29,7 @@ _FINE_MODEL = 15000  # columns up to which the last bound is taken on a finer gr
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
-_MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
+_MILP_SECONDS = 2.0  # most of a neighbourhood's programme, and half of a tiny problem's
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
 _SMOOTHING = 0.5  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
@@ -284,7 +284,9 @@ class Search:
         )
         job = np.array(columns.job)
         least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
-        keep = np.sort(np.argsort(reduced - least[job], kind="stable")[: 25 * len(inst.jobs)])
+        slack = reduced - least[job]
+        useful = np.flatnonzero(slack <= max(self.value - self.bound, 0.0))  # a dearer one is in no better plan
+        keep = np.sort(useful[np.argsort(slack[useful], kind="stable")[: 25 * len(inst.jobs)]])
         master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
         from scipy.sparse import vstack
 
@@ -298,7 +300,7 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = self._mip(program, _MILP_SECONDS, gap=self.gap / 4, nodes=_NODES)
+        answer = self._mip(program, self._share(), gap=self.gap / 4, nodes=_NODES)
         if answer.x is None:
             return None
         chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
@@ -325,13 +327,17 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = self._mip(model.program(), _MILP_SECONDS, nodes=_NODES)
+        answer = self._mip(model.program(), self._share(), nodes=_NODES)
         if answer.x is None:
             return None
         for j, use in model.read(answer.x).items():
             if use:
                 trial.put(j, use)
         return trial
+
+    def _share(self) -> float:
+        """Seconds of a neighbourhood's programme: a part of what is left."""
+        return min(_MILP_SECONDS, max(0.2, 0.15 * self.left()))
 
     def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
         limit = max(0.05, min(limit, self.left()))
