@@ -24,8 +24,7 @@ from bigmodel.schedule.worker import Overdue, Worker
 
 _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
-_ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices
-_FINE_MODEL = 15000  # columns up to which the last bound is taken on a finer grid, in about 0.5 s
+_ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices, and a bound's grid fits no job
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
@@ -193,7 +192,7 @@ class Search:
         for j, schedule in state.schedules.items():
             columns.add(j, schedule.use)
         centre, current, best = self.prices, self.prices, -np.inf
-        stop = time.monotonic() + 0.55 * self.left()
+        stop = time.monotonic() + 0.45 * self.left()
         penalty, width = self._penalty(state, _MILD), _WIDTH
         for round_ in range(_ROUNDS):
             value, new, shared = current.rent(inst), 0, current.shared(inst)
@@ -208,7 +207,7 @@ class Search:
             master = self._linprog(columns.boxed(penalty, centre, width) | {"method": "highs"})
             if master["status"] != 0:
                 break
-            if round_ % 8 == 4 or new == 0:
+            if round_ % 6 == 0 or new == 0:
                 self._restart(centre, columns.rounded(master["x"]))
             late = time.monotonic() > stop
             self.cut |= late
@@ -220,8 +219,9 @@ class Search:
                 width *= 4  # done within the box
             current = _mixed(centre, columns.prices(master["marginals"]))
         self.prices = centre
-        self._certify(centre)
-        if not self.closed() and self._size() <= _FINE_MODEL and not any(data.switches for data in inst.jobs):
+        small = self._size() <= _ROUGH_MODEL
+        self._certify(centre, None if small else path.UNITS_PER_SLOT["up"])
+        if not self.closed() and small and not any(data.switches for data in inst.jobs):
             self._certify(centre, path.FINE)
 
     def _penalty(self, state: State, times: float) -> np.ndarray:
