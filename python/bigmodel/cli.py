@@ -46,6 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="measure a range of row lengths too and draw the bandwidth here"
     )
+    command.add_argument("--size", nargs="+", metavar="JOBSxPOOLSxSLOTS", help="plan: these sizes alone")
+    command.add_argument(
+        "--stop-after",
+        type=float,
+        metavar="S",
+        help="plan: begin no measurement after so many seconds; the same command goes on with the file of --json",
+    )
     command.set_defaults(action=_bench)
 
     from bigmodel.schedule import command as planner
@@ -68,6 +75,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         raise ValueError("which benchmark? Name a group, or give --throughput.")
     if arguments.group == "plan":
         return _bench_plan(arguments)
+    if arguments.size is not None or arguments.stop_after is not None:
+        raise ValueError("--size and --stop-after go with plan.")
     from bigmodel.benchmarks import plot, run
 
     for path in (arguments.json, arguments.plot):
@@ -99,4 +108,11 @@ def _bench_plan(arguments: argparse.Namespace) -> None:
 
     if arguments.device is not None or arguments.plot is not None:
         raise ValueError("plan takes no --device and no --plot.")
-    print(planner.run(quick=arguments.quick, path=arguments.json))
+    sizes = arguments.size or planner.SIZES
+    for size in sizes:
+        if size not in planner.SIZES:
+            raise ValueError(f"--size {size} is none of {', '.join(planner.SIZES)}.")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(f"the folder of {arguments.json} does not exist.")
+    stop = float("inf") if arguments.stop_after is None else arguments.stop_after
+    print(planner.run(quick=arguments.quick, path=arguments.json, sizes=sizes, stop_after=stop))

@@ -1,20 +1,25 @@
 """Feasible problems broken in one planted way: is that way among the suggestions, and does every suggestion work?
 
 python tests/schedule/campaign_infeasible.py FIRST LAST [--json FILE]
+
+Records are added to FILE; what it holds for this commit is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import second_checker as reference
 
 from bigmodel import schedule
+from bigmodel.benchmarks.records import Records
+from bigmodel.benchmarks.run import commit
 from bigmodel.schedule import Job, Pool, Problem, Rate
+from bigmodel.schedule.worker import shared
 
 CAUSES = ("deadline", "crowded deadline", "capacity", "budget", "job budget")
 
@@ -105,16 +110,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    records = [trial(seed) for seed in range(arguments.first, arguments.last)]
+    kept = Records(arguments.json, commit())
+    records = [
+        kept.measure("infeasible", {"seed": seed}, lambda seed=seed: trial(seed), shared().kill)
+        for seed in range(arguments.first, arguments.last)
+    ]
     for record in records:
         if not record["found"]:
             print(record, flush=True)
     print(sum(record["found"] for record in records), "of", len(records))
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(records, file, indent=1)
 
 
 if __name__ == "__main__":

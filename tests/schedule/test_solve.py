@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, worker
+from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, state, worker
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
+from bigmodel.schedule.columns import Columns
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -113,10 +114,54 @@ def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
         prices = Prices.zero(inst)
         prices.capacity += rng.exponential(1.0, prices.capacity.shape)
         prices.limit += rng.exponential(0.5, prices.limit.shape)
+        prices.order += rng.exponential(0.3, prices.order.shape)
         bound = lagrangian(inst, prices)
         assert bound <= cost * (1 + 1e-9)
         assert lagrangian(inst, prices, late=lambda: True) <= bound + 1e-6 * abs(bound)
         assert lagrangian(inst, prices, units=20) <= bound + 1e-6 * abs(bound)
+        assert lagrangian(inst, prices, units=paths.FINE) <= cost * (1 + 1e-9)
+
+
+def ordered_pair():
+    """b before a, of one slot each; both want slot 1, which costs 1 where the others cost 5."""
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = (Job(name="b", work=1.0, throughput=points), Job(name="a", work=1.0, throughput=points, after=("b",)))
+    problem = Problem(slots=3, pools=(Pool(name="p", count=2, price={"slots": [5, 1, 5]}),), jobs=jobs)
+    return instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+
+
+def test_order_has_a_price():
+    inst = ordered_pair()
+    prices = Prices.zero(inst)
+    assert inst.pairs == [(0, 1)] and lagrangian(inst, prices) == pytest.approx(2.0)
+    prices.order[0, 1] = 4.0
+    assert lagrangian(inst, prices) == pytest.approx(6.0)  # 5 + 1: the optimum
+
+
+def test_the_master_knows_order_and_its_prices_certify_the_optimum():
+    inst = ordered_pair()
+    columns = Columns(inst)
+    for j, slot in ((0, 0), (0, 1), (1, 1), (1, 2)):
+        columns.add(j, ((slot, 0, 1),))
+    found = worker.shared().call("linprog", columns.master(np.full(2, 100.0)) | {"method": "highs"}, 20)
+    assert found["value"] == pytest.approx(6.0)
+    assert lagrangian(inst, columns.prices(found["marginals"])) == pytest.approx(6.0)
+    chosen = columns.rounded(np.array([0.5, 0.5, 0.6, 0.4, 0, 0]))
+    assert {j: schedule.use for j, schedule in chosen.schedules.items()} == {1: ((1, 0, 1),), 0: ((0, 0, 1),)}
+
+
+def test_a_boxed_master_keeps_prices_near_its_centre():
+    problem = schedule.generate(12, 1, 24, 0.85, "B", seed=2).problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    columns, zero, penalty = Columns(inst), Prices.zero(inst), np.full(12, 1e4)
+    for data in inst.jobs:
+        columns.add(data.index, state.cheapest(inst, data, inst.unit, inst.free()).use)
+    solve = lambda program: worker.shared().call("linprog", program | {"method": "highs"}, 20)  # noqa: E731
+    free, wide = solve(columns.master(penalty)), solve(columns.boxed(penalty, zero, 1e6))
+    assert wide["value"] == pytest.approx(free["value"])
+    narrow = solve(columns.boxed(penalty, zero, 0.2))
+    prices = columns.prices(narrow["marginals"]).capacity
+    assert narrow["value"] < free["value"] and 0 < prices.max() <= 0.2 * inst.unit[inst.count > 0].mean() * (1 + 1e-9)
 
 
 def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():

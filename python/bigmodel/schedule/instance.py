@@ -50,6 +50,7 @@ class JobData:
     second: np.ndarray  # billed by the second
     drop: float  # what dropping it costs in this stage; inf where it may not be
     late: np.ndarray  # (slots + 1,): what ending at each slot costs in this stage
+    early: np.ndarray  # (slots + 1,): what starting at each slot costs; 0 but for prices of precedence
     running: int | None  # the configuration in which it runs at Problem.now
     after: tuple[int, ...]
 
@@ -74,6 +75,16 @@ class Instance:
     @property
     def h(self) -> float:
         return self.problem.slot_hours
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(job, its successor) whose order can be priced: neither mixes pools, and the successor has not begun."""
+        return [
+            (before, data.index)
+            for data in self.jobs
+            for before in data.after
+            if not (data.job.mix_pools or self.jobs[before].job.mix_pools or data.job.started or data.job.running)
+        ]
 
     def free(self) -> np.ndarray:
         """Devices that one job could take alone, (pools, slots)."""
@@ -170,6 +181,7 @@ def _job(problem: Problem, stage: Stage, j: int, first: int, last: int) -> JobDa
         second=second.astype(bool),
         drop=drop,
         late=late,
+        early=np.zeros(problem.slots + 1),
         running=running,
         after=tuple(index[before] for before in job.after),
     )
