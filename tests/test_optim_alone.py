@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import weakref
 
 import pytest
 import torch
@@ -73,6 +74,46 @@ def test_nonfinite_norms_raise_only_where_asked(bad):
         bigmodel.clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
     assert all(torch.equal(p.grad, g) or bad != bad for p, g in zip(params, before, strict=True))
     assert not bigmodel.clip_grad_norm_(params, 1.0).isfinite()
+
+
+@pytest.mark.parametrize("change", ["moved", "another dtype", "fewer", "scattered", "the same"])
+def test_what_happens_to_gradients_between_calls_is_seen(change):
+    """Tables of addresses are kept between calls; the old memory is filled with NaN, so a stale one would be seen."""
+    params = [nn.Parameter(torch.zeros(40, 40)), nn.Parameter(torch.zeros(300))]
+    gradient(params, 0)
+    bigmodel.clip_grad_norm_(params, 1.0)
+    gradient_before = params[0].grad
+    if change == "moved":
+        params[0].grad = gradient_before * 3
+    elif change == "another dtype":
+        if not hasattr(torch.Tensor, "grad_dtype"):
+            pytest.skip("this torch casts gradients (2.6 does, 2.13 not)")
+        params[0].grad_dtype = torch.bfloat16
+        params[0].grad = (gradient_before * 3).bfloat16()
+    elif change == "fewer":
+        params.pop(0)
+    elif change == "scattered":
+        params[0].grad = torch.randn(40, 80)[:, ::2]
+    if change != "the same":
+        gradient_before.fill_(math.nan)
+    for p in params:
+        p.grad.mul_(5)
+    stock = [nn.Parameter(torch.zeros_like(p)) for p in params]
+    for p, q in zip(params, stock, strict=True):
+        q.grad = p.grad.float().clone()
+    norm = bigmodel.clip_grad_norm_(params, 1.0)
+    assert_close(norm, nn.utils.clip_grad_norm_(stock, 1.0), rtol=1e-5, atol=0)
+    for p, q in zip(params, stock, strict=True):
+        assert_close(p.grad.float(), q.grad, rtol=2**-7 if change == "another dtype" else 1e-5, atol=0)
+
+
+def test_clipping_keeps_no_gradient_alive():
+    params = [nn.Parameter(torch.zeros(40, 40)), nn.Parameter(torch.zeros(300))]
+    params[0].grad, params[1].grad = torch.randn(40, 80)[:, ::2], torch.randn(300)
+    bigmodel.clip_grad_norm_(params, 1.0)
+    watched = [weakref.ref(p.grad) for p in params]
+    params.clear()
+    assert [grad() for grad in watched] == [None, None]
 
 
 def test_clipping_refuses_sparse_gradients():
