@@ -17,7 +17,7 @@ def notes(case):
     return measure(dataclasses.replace(case, contenders=own), CpuTimer(), ONCE).notes
 
 
-@pytest.mark.parametrize("mode", [adam.STEP, adam.CLIP_EMA, adam.EIGHT_BIT])
+@pytest.mark.parametrize("mode", [adam.STEP, adam.IN_PLACE, adam.CLIP_EMA, adam.EIGHT_BIT])
 def test_adam(mode):
     assert notes(adam._case("cpu", mode, torch.float32, (3, 5000))) == {}
 

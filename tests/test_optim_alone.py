@@ -75,6 +75,38 @@ def test_nonfinite_norms_raise_only_where_asked(bad):
     assert not bigmodel.clip_grad_norm_(params, 1.0).isfinite()
 
 
+@pytest.mark.parametrize("change", ["moved", "another dtype", "fewer", "scattered", "the same"])
+def test_what_happens_to_gradients_between_calls_is_seen(change):
+    """Tables of addresses are kept between calls; the old memory is filled with NaN, so a stale one would be seen."""
+    params = [nn.Parameter(torch.zeros(40, 40)), nn.Parameter(torch.zeros(300))]
+    gradient(params, 0)
+    bigmodel.clip_grad_norm_(params, 1.0)
+    gradient_before = params[0].grad
+    if change == "moved":
+        params[0].grad = gradient_before * 3
+    elif change == "another dtype":
+        if not hasattr(torch.Tensor, "grad_dtype"):
+            pytest.skip("this torch casts gradients (2.6 does, 2.13 not)")
+        params[0].grad = None
+        params[0].grad_dtype = torch.bfloat16
+        params[0].grad = (gradient_before * 3).bfloat16()
+    elif change == "fewer":
+        params.pop(0)
+    elif change == "scattered":
+        params[0].grad = torch.randn(40, 80)[:, ::2]
+    if change != "the same":
+        gradient_before.fill_(math.nan)
+    for p in params:
+        p.grad.mul_(5)
+    stock = [nn.Parameter(torch.zeros_like(p)) for p in params]
+    for p, q in zip(params, stock, strict=True):
+        q.grad = p.grad.float().clone()
+    norm = bigmodel.clip_grad_norm_(params, 1.0)
+    assert_close(norm, nn.utils.clip_grad_norm_(stock, 1.0), rtol=1e-5, atol=0)
+    for p, q in zip(params, stock, strict=True):
+        assert_close(p.grad.float(), q.grad, rtol=2**-7 if change == "another dtype" else 1e-5, atol=0)
+
+
 def test_clipping_refuses_sparse_gradients():
     embedding = nn.Embedding(5, 3, sparse=True)
     embedding(torch.tensor([1])).sum().backward()

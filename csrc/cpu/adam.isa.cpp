@@ -5,23 +5,12 @@
 namespace bigmodel::cpu::BIGMODEL_ISA {
 namespace {
 
-// How far ahead of its use memory is asked for, in elements: 2 KiB of each float32 stream. The processor's own
-// prefetching stops at every page of 4 KiB (docs/decisions.md has the figures).
-constexpr int64_t kAhead = 512;
-
 template <class T> struct Streams {
   T *exp_avg, *exp_avg_sq, *max_exp_avg_sq, *master, *ema;
   BIGMODEL_INLINE explicit Streams(void* const* stream)
       : exp_avg(static_cast<T*>(stream[kAdamExpAvg])), exp_avg_sq(static_cast<T*>(stream[kAdamExpAvgSq])),
         max_exp_avg_sq(static_cast<T*>(stream[kAdamMaxExpAvgSq])), master(static_cast<T*>(stream[kAdamMaster])),
         ema(static_cast<T*>(stream[kAdamEma])) {}
-  BIGMODEL_INLINE void fetch_ahead(int64_t i) const {
-    fetch<T, 1>(exp_avg + i + kAhead);
-    fetch<T, 1>(exp_avg_sq + i + kAhead);
-    if (max_exp_avg_sq) fetch<T, 1>(max_exp_avg_sq + i + kAhead);
-    if (master) fetch<T, 1>(master + i + kAhead);
-    if (ema) fetch<T, 1>(ema + i + kAhead);
-  }
 };
 
 template <class P, class G>
@@ -38,11 +27,6 @@ void update(void* const* stream, int64_t n, const AdamScalars& scalars) {
   const Pack<T> one_less_ema_decay = all(scalars.one_less_ema_decay);
   const bool adds_weight = scalars.l2 != 0;
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    if (i + kAhead < n) {
-      fetch<T, 1>(param + i + kAhead);
-      fetch<T, 1>(grad + i + kAhead);
-      of.fetch_ahead(i);
-    }
     Pack<T> w = of.master ? at.load(of.master + i) : at.load(param + i), g = at.load(grad + i) * factor;
     if (adds_weight) g += l2 * w;
     Pack<T> m = at.load(of.exp_avg + i), v = at.load(of.exp_avg_sq + i);
@@ -64,7 +48,8 @@ void update(void* const* stream, int64_t n, const AdamScalars& scalars) {
   });
 }
 
-// Every stream is read and, but for the gradient, written with its own value: `never` is true in no lane.
+// Every stream is read and, but for the gradient, written with its own value: `never` is true in no lane. All are read
+// before the first is written, as in the update.
 template <class P, class G>
 void touch(void* const* stream, int64_t n) {
   using T = Compute<P>;
@@ -74,22 +59,19 @@ void touch(void* const* stream, int64_t n) {
   volatile T zero = 0;
   const auto never = splat(T(zero)).lo != Vec<T>{};
   sweep<T>(n, [=](int64_t i, auto at, int) __attribute__((always_inline)) {
-    if (i + kAhead < n) {
-      fetch<T, 1>(param + i + kAhead);
-      fetch<T, 1>(grad + i + kAhead);
-      of.fetch_ahead(i);
-    }
     const Pack<T> g = at.load(grad + i);
-    auto rewrite = [=](auto* values) __attribute__((always_inline)) {
-      const Pack<T> v = at.load(values + i);
-      at.store(values + i, Pack<T>{never ? g.lo : v.lo, never ? g.hi : v.hi});
+    auto read = [=](auto* values) __attribute__((always_inline)) {
+      const Pack<T> v = values ? at.load(values + i) : g;
+      return Pack<T>{never ? g.lo : v.lo, never ? g.hi : v.hi};
     };
-    rewrite(of.exp_avg);
-    rewrite(of.exp_avg_sq);
-    if (of.max_exp_avg_sq) rewrite(of.max_exp_avg_sq);
-    if (of.ema) rewrite(of.ema);
-    if (of.master) rewrite(of.master);
-    rewrite(param);
+    const Pack<T> w = read(param), m = read(of.exp_avg), v = read(of.exp_avg_sq);
+    const Pack<T> most = read(of.max_exp_avg_sq), master = read(of.master), ema = read(of.ema);
+    at.store(of.exp_avg + i, m);
+    at.store(of.exp_avg_sq + i, v);
+    if (of.max_exp_avg_sq) at.store(of.max_exp_avg_sq + i, most);
+    if (of.ema) at.store(of.ema + i, ema);
+    if (of.master) at.store(of.master + i, master);
+    at.store(param + i, w);
   });
 }
 

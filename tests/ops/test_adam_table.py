@@ -94,6 +94,14 @@ def test_another_gradient_at_the_same_address(described, change):
     assert torch.equal(whole.flatten()[beyond], before.flatten()[beyond])
 
 
+def test_copies_of_gradients_end_with_their_call(described):
+    group, cache = Group(sizes=[(40, 40)]), TableCache()
+    group.step(cache=cache)
+    group.grads = [torch.randn(40, 40).t()]
+    group.step(cache=cache)
+    assert cache._table is None, "a table that is kept keeps its copies: 4 bytes for each parameter"
+
+
 def test_nothing_moved_keeps_the_table(described):
     group, cache = Group(sizes=SIZES, master=True, dtype=torch.bfloat16), TableCache()
     group.step(cache=cache)

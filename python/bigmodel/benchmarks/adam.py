@@ -7,7 +7,9 @@ Bytes that must move per parameter, each stream once:
     8-bit       16   param read and written, grad read, one byte for each state read and written (scales: 0.06 more)
     masters     26   master, exp_avg, exp_avg_sq read and written, bfloat16 grad read, bfloat16 param written
 
-"touch" is a kernel of ours that reads and writes the step's streams and computes nothing: the roof of this access
+In "step" every contender has memory of its own, as a user gets it. Where memory lies moves a step of 50 M by tens of
+per cent, so "step in place" has them take turns on the very same parameters, gradients and moments, and there kernels
+compare. "touch", a kernel of ours that reads and writes these streams and computes nothing, is the roof of this access
 pattern, where "copy" is that of two streams.
 """
 
@@ -28,11 +30,13 @@ from bigmodel.ops._table import build
 from bigmodel.ops.adam import streams
 
 LR, BETAS, EPS, DECAY, EMA_DECAY, MAX_NORM = 1e-3, (0.9, 0.999), 1e-8, 1e-2, 0.999, 1.0
-STEP, CLIP_EMA, EIGHT_BIT, MASTERS = "step", "clip+ema step", "8-bit step", "master step"
-BYTES = {STEP: 28, CLIP_EMA: 40, EIGHT_BIT: 16, MASTERS: 26}
+STEP, IN_PLACE, CLIP_EMA = "step", "step in place", "clip+ema step"
+EIGHT_BIT, MASTERS = "8-bit step", "master step"
+BYTES = {STEP: 28, IN_PLACE: 28, CLIP_EMA: 40, EIGHT_BIT: 16, MASTERS: 26}
 OPTIONS: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY}
 OURS_OPTIONS: dict[str, dict[str, Any]] = {
     STEP: {},
+    IN_PLACE: {},
     CLIP_EMA: {"max_grad_norm": MAX_NORM, "ema_decay": EMA_DECAY},
     EIGHT_BIT: {"state_dtype": "8bit"},
     MASTERS: {"master_weights": True},
@@ -43,13 +47,54 @@ FUSED, FOREACH, TOUCH, BY_HAND = "fused", "foreach", "touch", "copies by hand"
 def _contenders(mode: str, device: str) -> tuple[str, ...]:
     peers = _updates.present("bitsandbytes", "deepspeed") if device == "cpu" else _updates.present("apex")
     if mode == STEP:
-        return (OURS, FUSED, FOREACH, *([TOUCH] if device == "cpu" else ["compile"]), *peers)
+        return (OURS, FUSED, FOREACH, *([] if device == "cpu" else ["compile"]), *peers)
+    if mode == IN_PLACE:
+        return (OURS, FUSED, TOUCH, *(peer for peer in peers if peer == "deepspeed"))
     if mode == EIGHT_BIT:
         return (OURS, *(peer for peer in peers if peer == "bitsandbytes"))
     return (OURS, FUSED if mode == CLIP_EMA else BY_HAND)
 
 
 # --- contenders -------------------------------------------------------------------------------------------------------
+
+
+class _Shared:
+    """Parameters and moments that the contenders of a case work on in turn."""
+
+    def __init__(self, values: list[Tensor], grads: list[Tensor]):
+        self.values, self.grads = values, grads
+        self.params: list[Parameter] = []
+        self.states: list[dict[str, Tensor]] = []
+
+    def reset(self) -> None:
+        """As before the first step. The memory is torch's, as it comes: on huge pages where it has those."""
+        if not self.params:
+            self.params = _updates.parameters(self.values, self.grads)
+            self.states = [{name: torch.empty_like(p) for name in ("exp_avg", "exp_avg_sq")} for p in self.values]
+        for param, value, state in zip(self.params, self.values, self.states, strict=True):
+            param.detach().copy_(value)
+            for moment in state.values():
+                moment.zero_()
+
+    def lend_to(self, optimizer: torch.optim.Optimizer, step: Tensor | int) -> None:
+        for param, state in zip(self.params, self.states, strict=True):
+            optimizer.state[param] = {"step": step.clone() if isinstance(step, Tensor) else step, **state}
+
+    def contender(self, name: str, expected: list[Tensor]) -> Contender:
+        self.reset()
+        if name == TOUCH:
+            return _touch(self, expected)
+        optimizer: torch.optim.Optimizer
+        if name == "deepspeed":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            optimizer = DeepSpeedCPUAdam(self.params, **OPTIONS)
+        elif name == FUSED:
+            optimizer = torch.optim.AdamW(self.params, **OPTIONS, fused=True)
+        else:
+            optimizer = optim.AdamW(self.params, **OPTIONS)
+        self.lend_to(optimizer, 0 if name == "deepspeed" else torch.zeros(()))
+        return _updates.step(optimizer.step, self.params)
 
 
 def _ours(mode: str, params: list[Parameter]) -> Contender:
@@ -119,29 +164,22 @@ def _copies_by_hand(params: list[Parameter]) -> Contender:
     return _updates.step(torch.no_grad()(call), params)
 
 
-def _touch(params: list[Parameter], expected: list[Tensor]) -> Contender:
+def _touch(shared: _Shared, expected: list[Tensor]) -> Contender:
     """Changes nothing, so what is compared is what was expected."""
-
-    def state() -> list[Tensor]:
-        return [torch.zeros_like(p) for p in params]
-
-    grads, steps = [p.grad for p in params], [torch.zeros(()) for _ in params]
-    lists = ([p.detach() for p in params], grads, state(), state(), steps, (), (), (), (), ())
-    table = build("touch", streams(*lists))
-    kept = [tensor for tensors in lists for tensor in tensors]
+    moments = [[state[name] for state in shared.states] for name in ("exp_avg", "exp_avg_sq")]
+    steps = [torch.zeros(()) for _ in shared.params]
+    table = build("touch", streams([p.detach() for p in shared.params], shared.grads, *moments, steps, *[()] * 5))
 
     def call():
         _native.load().cpu.adam_touch(table.pointer, table.rows, torch.get_num_threads())
 
-    return _updates.step(call, expected, kept)
+    return _updates.step(call, expected, steps)
 
 
-def _make(mode: str, values: list[Tensor], grads: list[Tensor], expected: list[Tensor], name: str) -> Contender:
+def _make(mode: str, values: list[Tensor], grads: list[Tensor], name: str) -> Contender:
     params = _updates.parameters(values, grads)
     if name == OURS:
         return _ours(mode, params)
-    if name == TOUCH:
-        return _touch(params, expected)
     if name == BY_HAND:
         return _copies_by_hand(params)
     if mode == CLIP_EMA:
@@ -169,7 +207,9 @@ def _expected(mode: str, values: list[Tensor], grads: list[Tensor]) -> list[Tens
 def _build(mode: str, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> Workload:
     values, grads = _updates.normal(shape, dtype, device), _updates.normal(shape, dtype, device, seed=1)
     expected = _expected(mode, values, grads)
-    return Workload(partial(_make, mode, values, grads, expected), expected)
+    if mode == IN_PLACE:
+        return Workload(partial(_Shared(values, grads).contender, expected=expected), expected)
+    return Workload(partial(_make, mode, values, grads), expected)
 
 
 def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) -> Case:
@@ -193,6 +233,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
     large = _updates.large(device)
     chosen = [(STEP, torch.float32, large), (STEP, torch.float32, _updates.MANY)]
     if not quick:
+        chosen += [(IN_PLACE, torch.float32, large)] if device == "cpu" else []
         chosen += [
             (CLIP_EMA, torch.float32, large),
             (EIGHT_BIT, torch.float32, large),
@@ -211,7 +252,9 @@ def goals(device: str) -> list[Goal]:
         wanted = [
             (STEP, float32, large, FUSED, 1.05),
             (STEP, float32, large, "deepspeed", 1.1),
-            (STEP, float32, large, TOUCH, 0.9),
+            (IN_PLACE, float32, large, FUSED, 1),
+            (IN_PLACE, float32, large, "deepspeed", 1.1),
+            (IN_PLACE, float32, large, TOUCH, 0.9),
             (CLIP_EMA, float32, large, FUSED, 1.5),
             (STEP, float32, _updates.MANY, FUSED, 4),
             (STEP, float32, _updates.MANY, "deepspeed", 1),

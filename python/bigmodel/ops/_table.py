@@ -70,10 +70,11 @@ class TableCache:
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
         key = _describe(tuple(stream.tensors for stream in streams))
         if self._table is None or key is None or key != self._key:
-            self._key = None
-            self._table = build(op, streams)
-            # A copy of a gradient holds the values of this call only.
-            self._key = None if self._table._copies else key
+            self._key = self._table = None
+            table = build(op, streams)
+            if not table._copies:  # a copy of a gradient holds the values of this call only
+                self._key, self._table = key, table
+            return table
         return self._table
 
 
