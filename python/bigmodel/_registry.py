@@ -88,6 +88,11 @@ def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
 
 
+def is_kept(tensor: Tensor) -> bool:
+    """Whether `empty_like` this tensor, in its dtype, is memory that is kept between calls."""
+    return tensor.is_cpu and tensor.nbytes >= _memory.LARGE
+
+
 def in_huge_pages(fresh: Tensor) -> Tensor:
     """The tensor; on a CPU, if it is large, its memory comes in huge pages where it has not been touched yet."""
     if fresh.nbytes >= _memory.LARGE and fresh.is_cpu:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_body, _softmax_reference, _softmax_sharding
+from bigmodel.ops import _softmax_body, _softmax_columns, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -27,8 +27,8 @@ def _check_scores(op: str, scores: Any, inplace: bool, out_dtype: torch.dtype | 
         return
     if out_dtype not in (None, scores.dtype):
         raise ValueError(f"{op}: out_dtype is {out_dtype}, but inplace=True writes into scores of {scores.dtype}.")
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        leaf = scores if scores._base is None else scores._base
+    if torch.is_grad_enabled():
+        leaf = scores if torch.compiler.is_compiling() or scores._base is None else scores._base
         if leaf.requires_grad and leaf.is_leaf:
             what = "a leaf" if leaf is scores else "a view of a leaf"
             raise ValueError(
@@ -124,14 +124,6 @@ def _check_dim(op: str, input: Any, dim: Any, dtype: Any) -> int:
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
 
 
-def _native_backward(*tensors: Tensor | None) -> bool:
-    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors.
-
-    The gradient comes first.
-    """
-    return not torch.is_grad_enabled() and _registry.direct(tensors) and not _registry.batched(tensors[0])
-
-
 class _AttentionSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, mask, slopes, sinks, seed, options, out_dtype, inplace):
@@ -148,7 +140,7 @@ class _AttentionSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         saved = ctx.saved_tensors
-        native = _softmax_body.backward if _native_backward(grad_out, *saved) else None
+        native = _softmax_body.backward if _softmax_body.native_backward(grad_out, *saved) else None
         grad_scores, grad_mask, grad_sinks = _backward_of(ctx, saved, native, grad_out)
         return grad_scores, grad_mask, None, grad_sinks, None, None, None, None
 
@@ -187,8 +179,8 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
-        body = _softmax_body.plain_backward if _native_backward(grad_out, out) else _softmax_reference.plain_backward
-        return body(grad_out, out, *ctx.options), None, None
+        body = _softmax_body if _softmax_body.native_backward(grad_out, out) else _softmax_reference
+        return body.plain_backward(grad_out, out, *ctx.options), None, None
 
 
 _apply_attention_softmax = _registry.applier(_AttentionSoftmax)
@@ -395,7 +387,7 @@ def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | N
         return _direct(input, log, input.dtype)
     dim = _check_dim(op, input, dim, dtype)
     if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
-        return (torch.log_softmax if log else torch.softmax)(input, dim, dtype)
+        return _softmax_columns.softmax(input, dim, log, dtype)
     if dtype is None:
         dtype = _registry.autocast_dtype(input)
     elif dtype is not torch.float32 or input.dtype is torch.float64:  # else the kernel's own load is the conversion
@@ -437,7 +429,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
         dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
-            apart, and torch's own kernel for columns runs.
+            apart, and torch's own kernel for columns runs; a CPU's large results are in memory kept between calls.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
