@@ -327,7 +327,8 @@ BAD = [
     ((Q, K, V), {"softcap": 0.0}, ValueError, "softcap is 0.0"),
     ((Q, K, V), {"sinks": torch.zeros(3)}, ValueError, "sinks has shape (3,)"),
     ((Q, K, V), {"alibi_slopes": torch.zeros(5)}, ValueError, "alibi_slopes has shape (5,)"),
-    ((Q, K, V), {"window": (-1, 0)}, ValueError, "no limit is None, not -1"),
+    ((Q, K, V), {"window": (-1, 0)}, ValueError, "FlashAttention's -1 for no limit is None here"),
+    ((Q, K, V), {"attn_mask": torch.ones(3, 5).double()}, TypeError, "attn_mask is float64, but the scores are torch"),
     ((Q, K, V), {"window": 3}, TypeError, "window must be a pair"),
 ]  # fmt: skip
 

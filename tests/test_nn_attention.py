@@ -191,6 +191,7 @@ BAD = [
     ((X, X[:, :1], X[:, :1]), {}, ValueError, "key has a batch of 1, but query one of 3"),
     ((X, X, X), {"is_causal": True}, ValueError, "is_causal is a hint about attn_mask, which is None"),
     ((X, X, X), {"attn_mask": torch.ones(5, 5, dtype=torch.uint8)}, TypeError, "attn_mask is torch.uint8"),
+    ((X, X, X), {"attn_mask": torch.ones(5, 5).double()}, TypeError, "attn_mask is float64, but the scores are torch"),
     ((X, X, X), {"attn_mask": torch.ones(5, 4)}, ValueError, "(5, 4); accepted is (5, 5) or (12, 5, 5)"),
     ((X, X, X), {"key_padding_mask": torch.ones(5, 3)}, ValueError, "(5, 3); accepted is (3, 5)"),
     ((X, X, X), {"key_padding_mask": 1}, TypeError, "key_padding_mask is int"),
@@ -233,6 +234,24 @@ def test_attention_softmax_is_its_function():
 def test_attention_softmax_needs_heads_for_what_is_per_head():
     with pytest.raises(ValueError, match="num_heads is None"):
         AttentionSoftmax(sinks=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"dropout_p": 1.0}, "dropout_p is 1.0; it must be at least 0"),
+        ({"softcap": -2.0}, "softcap is -2.0; it must be greater than 0"),
+        ({"window": (-1, 0)}, "window is (-1, 0); neither side may be negative"),
+    ],
+    ids=str,
+)
+def test_attention_softmax_refuses_at_once_what_its_calls_would(option, words):
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError) as caught:
+        AttentionSoftmax(**option)
+    assert words in str(caught.value)
+    AttentionSoftmax(dropout_p=0.5)
+    assert torch.equal(torch.get_rng_state(), state), "making a module draws nothing"
 
 
 def test_alibi_slopes_are_those_of_the_paper():

@@ -83,6 +83,7 @@ def _check_mask(attn_mask: Any, query: Tensor, key: Tensor, enable_gqa: bool) ->
             f"{op}: attn_mask has dtype {attn_mask.dtype}; accepted are bool (True takes part) and, to be added, "
             f"{_check.SUPPORTED}."
         )
+    _check.no_wider(op, "attn_mask", attn_mask, query)
     if attn_mask.device != query.device:
         raise ValueError(f"{op}: attn_mask is on device '{attn_mask.device}', but query is on '{query.device}'.")
     if enable_gqa:

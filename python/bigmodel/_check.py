@@ -46,6 +46,13 @@ def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str,
         raise ValueError(f"{op}: {argument} is on device '{value.device}', but input is on '{device}'.")
 
 
+def no_wider(op: str, argument: str, value: Tensor, scores: Tensor) -> None:
+    """Not float64 beside scores of another dtype, whose arithmetic in float32 would round it."""
+    if value.dtype is torch.float64 and scores.dtype is not torch.float64:
+        kinds = "float32" if scores.dtype is torch.float32 else f"{scores.dtype} or float32"
+        raise TypeError(f"{op}: {argument} is float64, but the scores are {scores.dtype}; pass it in {kinds}.")
+
+
 def shape(op: str, value: Any) -> tuple[int, ...]:
     """normalized_shape as a tuple: of a sequence, or of one size, numpy's integers and symbolic ones included."""
     if isinstance(value, (tuple, list)):

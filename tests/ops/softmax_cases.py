@@ -62,6 +62,10 @@ def plain(scores, *, scale=1.0, mask=None, causal=False, window=None, alibi_slop
     return y if kept is None else y * kept / (1 - dropout_p)
 
 
+def normal(*shape, dtype=torch.float32, device="cpu", spread=3.0):
+    return (spread * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
+
+
 def leaves(*tensors):
     return [None if t is None else t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
 
@@ -138,7 +142,7 @@ def calls(draw, max_keys=70):
         if kind == "bool":
             options["mask"] = mask > -0.7
         else:
-            mask = mask.to(draw(st.sampled_from(FLOAT_MASKS)))
+            mask = mask.to(draw(st.sampled_from(FLOAT_MASKS if dtype is torch.float64 else FLOAT_MASKS[:3])))
             options["mask"] = mask.masked_fill(mask < -1.5, -torch.inf) if kind == "float" else mask
     options["causal"] = draw(st.booleans())
     sizes = st.one_of(st.none(), st.integers(0, max_keys))

@@ -8,6 +8,7 @@ import torch
 import bigmodel
 
 X = torch.randn(2, 3, 4, 5)
+LEAF = X.clone().requires_grad_()
 attention = bigmodel.attention_softmax
 
 CASES = {
@@ -34,6 +35,29 @@ CASES = {
         "mask has shape (1, 2, 3, 4, 5), ",
     ),
     "mask device": (lambda: attention(X, mask=X.to("meta")), ValueError, "mask is on device 'meta', but scores is on"),
+    "float64 mask beside float32 scores": (
+        lambda: attention(X, mask=X.double()),
+        TypeError,
+        "mask is float64, but the scores are torch.float32; pass it in float32",
+    ),
+    "float64 slopes beside float32 scores": (
+        lambda: attention(X, alibi_slopes=torch.ones(3).double()),
+        TypeError,
+        "alibi_slopes is float64, but the scores are torch.float32",
+    ),
+    "float64 sinks beside bfloat16 scores": (
+        lambda: attention(X.bfloat16(), sinks=torch.ones(3).double()),
+        TypeError,
+        "sinks is float64, but the scores are torch.bfloat16; pass it in torch.bfloat16 or float32",
+    ),
+    "complex scores": (lambda: attention(X.cfloat()), TypeError, "scores has dtype torch.complex64"),
+    "complex mask": (lambda: attention(X, mask=X.cfloat()), TypeError, "mask has dtype torch.complex64; accepted are"),
+    "window of three": (lambda: attention(X, window=(1, 2, 3)), TypeError, "window must be a pair (left, right)"),
+    "FlashAttention's open window": (
+        lambda: attention(X, window=(128, -1)),
+        ValueError,
+        "window is (128, -1); neither side may be negative, and FlashAttention's -1 for no limit is None here",
+    ),
     "causal": (lambda: attention(X, causal=1), TypeError, "causal must be a bool, got int"),
     "window of one": (lambda: attention(X, window=3), TypeError, "window must be a pair (left, right), got 3"),
     "window of floats": (
@@ -44,7 +68,7 @@ CASES = {
     "negative window": (
         lambda: attention(X, window=(-1, 0)),
         ValueError,
-        "window is (-1, 0); neither side may be negative, and no limit is None, not -1",
+        "window is (-1, 0); neither side may be negative, and FlashAttention's -1 for no limit is None here",
     ),
     "softcap": (lambda: attention(X, softcap=0.0), ValueError, "softcap is 0.0; it must be greater than 0"),
     "negative softcap": (lambda: attention(X, softcap=-1), ValueError, "softcap is -1; it must be greater than 0"),
@@ -83,6 +107,11 @@ CASES = {
         lambda: attention(X.clone().requires_grad_(), inplace=True),
         ValueError,
         "scores is a leaf that requires grad, which inplace=True would overwrite",
+    ),
+    "inplace on a part of a leaf": (
+        lambda: attention(LEAF[0], inplace=True),
+        ValueError,
+        "scores is a view of a leaf that requires grad, which inplace=True would overwrite",
     ),
     "inplace of another dtype": (
         lambda: attention(X, inplace=True, out_dtype=torch.float64),
@@ -129,7 +158,7 @@ def test_one_sentence_names_the_op_and_the_argument(case):
     message = str(caught.value)
     assert words in message and message.split(":")[0] in ("attention_softmax", "softmax", "log_softmax")
     assert message.endswith(".") and "\n" not in message
-    assert torch.equal(X, before)
+    assert torch.equal(X, before) and torch.equal(LEAF, before)
 
 
 def test_the_registered_op_checks_what_it_is_given():

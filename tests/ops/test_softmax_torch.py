@@ -324,6 +324,15 @@ def test_functional_gradients(device, name, native_calls):
     assert_close(ours, stock)
 
 
+def test_what_a_transform_left_behind(device, name, native_calls):
+    """A tensor that outlives its transform of torch.func has no memory of its own; torch's ops look through it."""
+    tensors, left = arguments(device, grad=False), []
+    torch.func.grad(lambda *t: left.extend(t) or t[0].sum(), (0, 1, 2))(*tensors)
+    with torch.no_grad():
+        assert_close(FUNCTIONS[name](*left), FUNCTIONS[name](*tensors))
+    assert_close(FUNCTIONS[name](*left), FUNCTIONS[name](*tensors))
+
+
 def test_torch_function_subclasses_are_not_bypassed(native_calls):
     class Tagged(torch.Tensor):
         pass

@@ -1,11 +1,12 @@
 """Cases of attention in models of transformers: with soft-cap (Gemma-2) and with sinks (GPT-OSS), against eager.
 
 `<model>_attention` is what lies between the projections of one layer: from queries, keys and values to their gradients,
-through the function that the model calls, with the mask that it gets; rows x keys are its scores. `<model>_step` is the
-loss and the gradients of a model of two layers, without an optimizer; rows x cols are tokens x hidden size.
+through the function that the model calls, with the mask that it gets; rows x keys are its scores. `<model>_step` is a
+training step of a model of two layers: loss, gradients, torch's fused AdamW; rows x cols are tokens x hidden size.
 
 Bytes, each tensor once: of the attention its scores, written by one product and read by the next in forward, twice
-read and once written in backward; of a step the parameters, read in forward and backward, and their gradients.
+read and once written in backward; of a step the parameters, read in forward and backward, and their gradients, then
+four tensors of their size read and three written by AdamW.
 """
 
 from __future__ import annotations
@@ -123,20 +124,29 @@ def _build_step(name: str, dtype: torch.dtype, length: int, device: torch.device
     model = _model(name, dtype, device)
     tokens = torch.arange(BATCH[length] * length, device=device).view(BATCH[length], length) * 7919 % VOCABULARY
 
-    def step(model: Any) -> Tensor:
+    def gradients(model: Any) -> Tensor:
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         return loss.detach()
+
+    def step(model: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+        loss = gradients(model)
+        optimizer.step()
+        return loss
 
     def make(contender: str) -> Contender:
         own = copy.deepcopy(model)
         if contender == OURS:
             bigmodel.convert(own, norms=False, attention=True)
-        return Contender(partial(step, own), prepare=partial(own.zero_grad, set_to_none=True))
+        elif contender == COMPILE:
+            torch.compiler.reset()
+            own.compile(dynamic=False)
+        optimizer = torch.optim.AdamW(own.parameters(), fused=True)
+        return Contender(partial(step, own, optimizer), prepare=partial(own.zero_grad, set_to_none=True))
 
     exact = copy.deepcopy(model).double()
     exact.set_experts_implementation("eager")  # the others know no float64
-    return Workload(make, [step(exact)])
+    return Workload(make, [gradients(exact)])
 
 
 def _parameter_bytes(name: str, dtype: torch.dtype) -> int:
@@ -168,7 +178,7 @@ def attention_case(name: str, kind: str, dtype: torch.dtype, length: int) -> Cas
 def step_case(name: str, dtype: torch.dtype, length: int) -> Case:
     return Case(
         op=f"{name}_step", mode=BOTH, dtype=dtype, shape=(BATCH[length] * length, HIDDEN),
-        bytes=3 * _parameter_bytes(name, dtype), contenders=(OURS, EAGER),
+        bytes=10 * _parameter_bytes(name, dtype), contenders=(OURS, EAGER, COMPILE),
         build=partial(_build_step, name, dtype, length),
     )  # fmt: skip
 

@@ -22,6 +22,8 @@ class AttentionSoftmax(torch.nn.Module):
         sinks: with a learned logit per head in the denominator, the parameter `sinks` of shape (num_heads,), zeros.
         dropout_p: as in `attention_softmax`, in training only.
 
+    Raises, like its calls, what `attention_softmax` raises.
+
     Shapes: scores (..., heads, queries, keys), mask broadcast to that (bool: True takes part), output as scores.
     """
 
@@ -49,6 +51,11 @@ class AttentionSoftmax(torch.nn.Module):
         )
         self.register_buffer("alibi_slopes", alibi_slopes(num_heads or 0, device) if alibi else None, persistent=False)
         self.reset_parameters()
+        nothing = torch.empty(1, 0, 0, device="meta")  # on which it refuses what it would refuse in a training step
+        ops.attention_softmax(
+            nothing, scale=scale, causal=causal, window=window, softcap=softcap, dropout_p=dropout_p,
+            out_dtype=out_dtype,
+        )  # fmt: skip
 
     def reset_parameters(self) -> None:
         if self.sinks is not None:
@@ -120,9 +127,9 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         q, k, v = (self._split(tensor, batch_first) for tensor in projected)
         sizes = q.shape[0], self.num_heads, q.shape[2], k.shape[2]
         k, v = self._append(k, v)
-        causal = _causal(attn_mask, is_causal, sizes, k.shape[2])
+        causal = _causal(attn_mask, is_causal, sizes, k.shape[2], q)
         if key_padding_mask is not None:
-            _check_mask("key_padding_mask", key_padding_mask, [(sizes[0], sizes[3]) if batched else (sizes[3],)])
+            _check_mask("key_padding_mask", key_padding_mask, [(sizes[0], sizes[3]) if batched else (sizes[3],)], q)
         mask = _merge(None if causal else attn_mask, key_padding_mask, sizes, q.dtype, k.shape[2] - sizes[3])
         dropout_p = self.dropout if self.training else 0.0
         result = attention(q, k, v, mask, dropout_p, causal, return_weights=need_weights)
@@ -190,7 +197,7 @@ def _check_shapes(module: MultiheadAttention, query: Tensor, key: Tensor, value:
         )
 
 
-def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
+def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]], query: Tensor) -> None:
     op = "MultiheadAttention"
     if not isinstance(mask, Tensor) or (mask.dtype is not torch.bool and mask.dtype not in _check.DTYPE_CODES):
         what = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -198,18 +205,19 @@ def _check_mask(name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
             f"{op}: {name} is {what}; accepted are tensors of bool (True is masked out) and, to be added, "
             f"{_check.SUPPORTED}."
         )
+    _check.no_wider(op, name, mask, query)
     if tuple(mask.shape) not in shapes:
         raise ValueError(f"{op}: {name} has shape {tuple(mask.shape)}; accepted is {' or '.join(map(str, shapes))}.")
 
 
-def _causal(attn_mask: Tensor | None, is_causal: bool, sizes: tuple[int, ...], keys: int) -> bool:
+def _causal(attn_mask: Tensor | None, is_causal: bool, sizes: tuple[int, ...], keys: int, query: Tensor) -> bool:
     """Whether the hint may stand for the mask: not with keys that every query sees, nor where it could mean two."""
     batch, heads, queries, given = sizes
     if attn_mask is None:
         if is_causal:
             raise ValueError("MultiheadAttention: is_causal is a hint about attn_mask, which is None.")
         return False
-    _check_mask("attn_mask", attn_mask, [(queries, given), (batch * heads, queries, given)])
+    _check_mask("attn_mask", attn_mask, [(queries, given), (batch * heads, queries, given)], query)
     return is_causal and queries == given == keys
 
 

@@ -17,6 +17,14 @@ _BOOL = -1  # kBool
 _DIMS = 5  # what the kernels know: two of batches, heads, queries, keys
 
 
+def native_backward(*tensors: Tensor | None) -> bool:
+    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors.
+
+    The gradient comes first.
+    """
+    return not torch.is_grad_enabled() and _registry.direct(tensors) and not _registry.batched(tensors[0])
+
+
 def _padded(values: Sequence[int], with_: int) -> tuple[int, ...]:
     return (with_,) * (_DIMS - len(values)) + tuple(values)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_body, _softmax_reference, _softmax_sharding
+from bigmodel.ops import _softmax_body, _softmax_columns, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -27,10 +27,13 @@ def _check_scores(op: str, scores: Any, inplace: bool, out_dtype: torch.dtype | 
         return
     if out_dtype not in (None, scores.dtype):
         raise ValueError(f"{op}: out_dtype is {out_dtype}, but inplace=True writes into scores of {scores.dtype}.")
-    if scores.requires_grad and scores.is_leaf and torch.is_grad_enabled():
-        raise ValueError(
-            f"{op}: scores is a leaf that requires grad, which inplace=True would overwrite; pass inplace=False."
-        )
+    if torch.is_grad_enabled():
+        leaf = scores if torch.compiler.is_compiling() or scores._base is None else scores._base
+        if leaf.requires_grad and leaf.is_leaf:
+            what = "a leaf" if leaf is scores else "a view of a leaf"
+            raise ValueError(
+                f"{op}: scores is {what} that requires grad, which inplace=True would overwrite; pass inplace=False."
+            )
     if any(stride == 0 and size > 1 for size, stride in zip(scores.shape, scores.stride(), strict=True)):
         raise ValueError(f"{op}: scores is expanded, so inplace=True would write one element several times.")
 
@@ -42,6 +45,7 @@ def _check_mask(op: str, mask: Any, scores: Tensor) -> None:
         raise TypeError(
             f"{op}: mask has dtype {mask.dtype}; accepted are bool (True takes part) and, added, {_check.SUPPORTED}."
         )
+    _check.no_wider(op, "mask", mask, scores)
     if mask.layout is not torch.strided or mask.is_nested:
         raise TypeError(f"{op}: mask must be a dense torch.strided tensor, got a nested one or {mask.layout}.")
     if mask.device != scores.device:
@@ -63,7 +67,8 @@ def _check_window(op: str, window: Any) -> tuple[int | None, int | None]:
             raise TypeError(f"{op}: window is {tuple(window)}; accepted are two integers or None for no limit.")
         if size is not None and size < 0:
             raise ValueError(
-                f"{op}: window is {tuple(window)}; neither side may be negative, and no limit is None, not -1."
+                f"{op}: window is {tuple(window)}; neither side may be negative, and FlashAttention's -1 for no limit "
+                "is None here."
             )
     return window[0], window[1]
 
@@ -74,6 +79,7 @@ def _check_per_head(op: str, argument: str, value: Any, scores: Tensor) -> None:
             f"{op}: {argument} needs scores (..., heads, queries, keys), but scores has shape {tuple(scores.shape)}."
         )
     _check.like(op, argument, value, (scores.shape[-3],), "one for each head", scores.device)
+    _check.no_wider(op, argument, value, scores)
 
 
 def _check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p) -> Options:
@@ -118,14 +124,6 @@ def _check_dim(op: str, input: Any, dim: Any, dtype: Any) -> int:
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
 
 
-def _native_backward(*tensors: Tensor | None) -> bool:
-    """Whether the native backward may run: no second derivative is wanted, and hooks and vmap left plain tensors.
-
-    The gradient comes first.
-    """
-    return not torch.is_grad_enabled() and _registry.direct(tensors) and not _registry.batched(tensors[0])
-
-
 class _AttentionSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, mask, slopes, sinks, seed, options, out_dtype, inplace):
@@ -142,7 +140,7 @@ class _AttentionSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         saved = ctx.saved_tensors
-        native = _softmax_body.backward if _native_backward(grad_out, *saved) else None
+        native = _softmax_body.backward if _softmax_body.native_backward(grad_out, *saved) else None
         grad_scores, grad_mask, grad_sinks = _backward_of(ctx, saved, native, grad_out)
         return grad_scores, grad_mask, None, grad_sinks, None, None, None, None
 
@@ -181,9 +179,12 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
-        body = _softmax_body.plain_backward if _native_backward(grad_out, out) else _softmax_reference.plain_backward
-        return body(grad_out, out, *ctx.options), None, None
+        body = _softmax_body if _softmax_body.native_backward(grad_out, out) else _softmax_reference
+        return body.plain_backward(grad_out, out, *ctx.options), None, None
 
+
+_apply_attention_softmax = _registry.applier(_AttentionSoftmax)
+_apply_softmax = _registry.applier(_Softmax)
 
 # --- the long way: ops in torch's dispatcher --------------------------------------------------------------------------
 
@@ -330,15 +331,16 @@ def attention_softmax(
         scale: what the scores are multiplied by, say 1 / sqrt(head size).
         mask: broadcast to scores' shape without being expanded. bool: True takes part (as in torch's
             scaled_dot_product_attention; torch.nn.MultiheadAttention means the opposite). Else one of the four float
-            dtypes, added in the arithmetic's dtype; it may require grad.
+            dtypes, added in the arithmetic's dtype, and float64 with float64 scores only, since it would be rounded;
+            it may require grad.
         causal: a query sees no key after p. With queries != keys this is aligned at the bottom right, as in
             FlashAttention and for decoding with a cache; torch's is_causal is aligned at the top left.
         window: (left, right): a query sees the keys from p - left to p + right, both included; None for no limit on a
             side. causal makes right 0.
-        alibi_slopes: (heads,), without gradient (Press, Smith, Lewis, arXiv 2108.12409).
+        alibi_slopes: (heads,), a dtype as mask may have, without gradient (Press, Smith, Lewis, arXiv 2108.12409).
         softcap: greater than 0; None for none (Gemma 2, arXiv 2408.00118).
-        sinks: (heads,), a logit more in each denominator, which scale, mask and softcap leave alone (gpt-oss, arXiv
-            2508.10925); it may require grad.
+        sinks: (heads,), a dtype as mask may have, a logit more in each denominator, which scale, mask and softcap
+            leave alone (gpt-oss, arXiv 2508.10925); it may require grad.
         dropout_p: in [0, 1). The elements dropped follow from a seed drawn on scores' device by torch's generator
             (Philox4x32-10), so torch.manual_seed repeats them, activation checkpointing sees the same twice, and
             backward computes them again. There are no second derivatives through dropout.
@@ -361,7 +363,7 @@ def attention_softmax(
     tensors = (scores, mask, alibi_slopes, sinks, _seed(scores, dropout_p))
     if _registry.direct(tensors):
         if torch.is_grad_enabled() and _registry.requires_grad(tensors):
-            return _AttentionSoftmax.apply(*tensors, options, out_dtype, inplace)
+            return _apply_attention_softmax(*tensors, options, out_dtype, inplace)
         out = _softmax_body.forward(*tensors, options, out_dtype, inplace)[0]
         if inplace:
             torch.autograd.graph.increment_version(scores)
@@ -385,7 +387,7 @@ def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | N
         return _direct(input, log, input.dtype)
     dim = _check_dim(op, input, dim, dtype)
     if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
-        return (torch.log_softmax if log else torch.softmax)(input, dim, dtype)
+        return _softmax_columns.softmax(input, dim, log, dtype)
     if dtype is None:
         dtype = _registry.autocast_dtype(input)
     elif dtype is not torch.float32 or input.dtype is torch.float64:  # else the kernel's own load is the conversion
@@ -409,7 +411,7 @@ def _plain(input: Tensor) -> bool:
 
 def _direct(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
     if input.requires_grad and torch.is_grad_enabled():
-        return _Softmax.apply(input, log, dtype)
+        return _apply_softmax(input, log, dtype)
     return _softmax_body.plain_forward(input, log, dtype)
 
 
@@ -427,7 +429,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
         dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
-            apart, and torch's own kernel for columns runs.
+            apart, and torch's own kernel for columns runs; a CPU's large results are in memory kept between calls.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
