@@ -34,7 +34,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_info)
 
     command = commands.add_parser("bench", help="time the ops against stock torch, torch.compile and a copy")
-    command.add_argument("group", nargs="?", choices=(*GROUPS, "plan"), help="which ops, or the planner's gaps")
+    command.add_argument(
+        "group",
+        nargs="?",
+        choices=(*GROUPS, "plan"),
+        help="which ops, or the planner's gaps; none: something of every group in under three minutes",
+    )
+    command.add_argument("--all", action="store_true", help="norm, softmax and adam in full, over the row lengths too")
+    command.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="what moved between two runs")
     command.add_argument(
         "--throughput",
         action="store_true",
@@ -42,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where it is usable")
     command.add_argument("--quick", action="store_true", help="few cases, few rounds: under a minute, rough figures")
+    command.add_argument("--seconds", type=float, help="begin no case after them; what is left is named")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    command.add_argument("--report", type=Path, metavar="FILE.html", help="write one self-contained page here")
     command.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="measure a range of row lengths too and draw the bandwidth here"
     )
@@ -61,26 +70,51 @@ def _info(arguments: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=1) if arguments.json else info.render(facts))
 
 
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench(arguments: argparse.Namespace) -> int | None:
     if arguments.throughput:
         return _throughput(arguments)
-    if arguments.group is None:
-        raise ValueError("which benchmark? Name a group, or give --throughput.")
+    if arguments.compare is not None:
+        return _compare(arguments)
     if arguments.group == "plan":
         return _bench_plan(arguments)
-    from bigmodel.benchmarks import plot, run
+    from bigmodel.benchmarks import GROUPS, page, plot, report, run
 
-    for path in (arguments.json, arguments.plot):
+    if arguments.all and arguments.group is not None:
+        raise ValueError(f"--all measures {', '.join(run.ALL)}; it takes no group.")
+    if arguments.seconds is not None and not arguments.seconds > 0:
+        raise ValueError(f"--seconds is {arguments.seconds:g}, it must be positive.")
+    for path in (arguments.json, arguments.plot, arguments.report):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"the folder of {path} does not exist.")
     if arguments.plot is not None:
         plot.require_matplotlib()
-    report = run.run(arguments.group, device=arguments.device, quick=arguments.quick, sweep=arguments.plot is not None)
+    overview = arguments.group is None and not arguments.all
+    if overview and arguments.plot is not None:
+        raise ValueError("--plot draws row lengths: name a group, or give --all.")
+    reports = run.run_groups(
+        GROUPS if overview else run.ALL if arguments.all else [arguments.group],
+        device=arguments.device,
+        quick=arguments.quick or overview,
+        sweep=arguments.plot is not None or arguments.all,
+        seconds=run.OVERVIEW_SECONDS if overview and arguments.seconds is None else arguments.seconds,
+    )
     if arguments.json is not None:
-        arguments.json.write_text(report.to_json())
-    print(report.to_markdown(), end="")
+        arguments.json.write_text(report.to_json(reports))
+    print(report.overview(reports) if overview else report.to_markdown(reports), end="")
+    if arguments.report is not None:
+        arguments.report.write_text(page.to_html(reports), encoding="utf-8")
     if arguments.plot is not None:
-        plot.save(report, arguments.plot)
+        for each in reports:
+            plot.save(each, arguments.plot if len(reports) == 1 else plot.path_of(arguments.plot, each.group))
+    return 1 if any(each.failed for each in reports) else None
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from bigmodel.benchmarks import compare
+
+    if arguments.group is not None or arguments.all:
+        raise ValueError("--compare takes two files, and neither a group nor --all.")
+    print(compare.to_markdown(*map(compare.load, arguments.compare)), end="")
 
 
 def _throughput(arguments: argparse.Namespace) -> None:
