@@ -14,6 +14,7 @@ from bigmodel import cli, info
 from bigmodel.benchmarks import GROUPS, harness, load_group, norm, report, run
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal, Verdict, judge
 from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, CpuTimer, Effort, Measurement, Timing, Workload
+from bigmodel.benchmarks.journal import Journal, read
 
 BRIEF = Effort(seconds=0.0, min_rounds=2, max_rounds=2)
 SMALL = (6, 33)
@@ -135,6 +136,14 @@ def test_a_failure_of_the_library_itself_ends_the_run():
 
     with pytest.raises(RuntimeError, match="launch failed"):
         harness.measure(case_of({OURS: fail}, [torch.ones(4).double()]), CpuTimer(), BRIEF)
+
+
+def test_a_copy_of_many_bytes_keeps_its_buffers_small(monkeypatch):
+    monkeypatch.setattr(harness, "COPY_BYTES", 4096)
+    contender = harness.copy_contender(10_000, torch.device("cpu"))
+    target = contender.call()
+    assert 2 * target.nbytes <= 4096 and (target == 1).all()
+    assert 3 * 2 * target.nbytes == pytest.approx(10_000, rel=0.01)  # in three turns
 
 
 # --- the norm group ---------------------------------------------------------------------------------------------------
@@ -325,29 +334,82 @@ def test_each_way_of_allocating_has_its_own_environment(monkeypatch, pages, expe
 
     def start(command, env):
         seen.update(env)
-        Path(command[command.index("--out") + 1]).write_text(json.dumps([measurement().to_dict()]))
+        Journal(Path(command[command.index("--journal") + 1])).end("norm: case", row=measurement().to_dict())
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     monkeypatch.setattr(run.subprocess, "run", start)
-    assert run.measure_in_process("norm", "cpu", pages, quick=True, sweep=False) == [measurement()]
+    progress = run.measure_in_process(["norm"], "cpu", pages, quick=True, sweep=False)
+    assert Measurement.from_dict(progress.done["norm: case"]["row"]) == measurement()
     assert seen.get("THP_MEM_ALLOC_ENABLE") == expected
 
 
 def test_a_failed_measuring_process_is_an_error():
     with pytest.raises(RuntimeError, match="measuring nonsense with default pages ended with exit status 1"):
-        run.measure_in_process("nonsense", "cpu", DEFAULT_PAGES, quick=True, sweep=False)
+        run.measure_in_process(["nonsense"], "cpu", DEFAULT_PAGES, quick=True, sweep=False)
 
 
-def test_a_run_measures_judges_and_reports(monkeypatch):
+def in_this_process(tmp_path):
+    """Stands for measure_in_process."""
+
+    def measure(groups, device, pages, **options):
+        journal = Journal(tmp_path / f"journal {pages}")
+        run.measure_groups(groups, device, journal, **options)
+        return read(journal.path)
+
+    return measure
+
+
+def test_a_run_measures_judges_and_reports(monkeypatch, tmp_path):
     tiny = [norm._case("cpu", "layer_norm", norm.FORWARD_KERNEL, torch.float32, SMALL)]
     monkeypatch.setattr(norm, "cases", lambda device, quick, sweep: tiny)
-    in_this_process = partial(run.measure_group, "norm", "cpu", quick=True, sweep=False)
-    monkeypatch.setattr(run, "measure_in_process", lambda group, device, pages, quick, sweep: in_this_process())
+    monkeypatch.setattr(run, "measure_in_process", in_this_process(tmp_path))
     found = run.run("norm", device="cpu", quick=True)
     assert list(found.measurements) == [DEFAULT_PAGES, HUGE_PAGES]
     assert [row.case for row in found.measurements[HUGE_PAGES]] == [tiny[0].name]
-    assert found.verdicts == []
+    assert found.verdicts == [] and found.failed == {} and found.left == []
+
+
+def test_a_failing_case_is_told_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
+    good = norm._case("cpu", "layer_norm", norm.FORWARD_KERNEL, torch.float32, SMALL)
+
+    def fail(device):
+        raise RuntimeError("launch failed\nat line 3")
+
+    bad = dataclasses.replace(good, op="broken", build=fail)
+    monkeypatch.setattr(norm, "cases", lambda device, quick, sweep: [bad, good])
+    monkeypatch.setattr(run, "measure_in_process", in_this_process(tmp_path))
+    assert cli.main(["bench", "norm", "--quick", "--device", "cpu"]) == 1
+    text = capsys.readouterr().out
+    assert f"**failed**: {bad.name}, {DEFAULT_PAGES}: RuntimeError: launch failed\n" in text
+    assert f"| {good.name} " in text
+
+
+def test_what_the_time_does_not_reach_is_named(monkeypatch, tmp_path):
+    cases = [norm._case("cpu", "layer_norm", norm.FORWARD_KERNEL, torch.float32, (6, cols)) for cols in (8, 16, 24)]
+    monkeypatch.setattr(norm, "cases", lambda device, quick, sweep: cases)
+    monkeypatch.setattr(run, "measure_in_process", in_this_process(tmp_path))
+    now = iter([0.0, 1.0, 99.0] * 2)  # the limit is set, the first case is in time, the second is not
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
+    found = run.run_groups(["norm"], device="cpu", quick=True, seconds=20)[0]
+    assert [row.case for row in found.measurements[DEFAULT_PAGES]] == [cases[1].name]  # the middle comes first
+    assert found.left[:2] == [f"{cases[0].name}, {DEFAULT_PAGES}", f"{cases[2].name}, {DEFAULT_PAGES}"]
+    assert f"Not measured, for want of time: {cases[0].name}" in found.to_markdown()
+
+
+def test_telling_cases_come_first():
+    cases = {f"norm: {case.name}": case for case in norm.cases("cuda", sweep=True)}
+    order = run.telling_first(cases)
+    assert sorted(order) == sorted(cases)
+    first = [cases[item] for item in order[:8]]
+    assert {(c.op, c.mode, c.dtype) for c in first} == {
+        (op, mode, dtype)
+        for op in ("rms_norm", "layer_norm")
+        for mode in (norm.FORWARD, norm.BACKWARD)
+        for dtype in norm.FLOATS
+    }
+    assert {c.shape[1] for c in first} == {4096} and all(c.sweep for c in first)
+    assert list(run.halving(7)) == [3, 1, 5, 0, 2, 4, 6]
 
 
 def test_unknown_names_are_refused():
@@ -379,7 +441,7 @@ def test_commit_is_only_that_of_a_bigmodel_checkout(monkeypatch, tmp_path):
 
 
 def test_bench_refuses_a_folder_that_is_not_there_before_it_measures(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(run, "run", lambda *args, **kwargs: pytest.fail("measured"))
+    monkeypatch.setattr(run, "run_groups", lambda *args, **kwargs: pytest.fail("measured"))
     assert cli.main(["bench", "norm", "--json", str(tmp_path / "absent" / "out.json")]) == 1
     assert "absent" in capsys.readouterr().err
 
@@ -388,14 +450,14 @@ def test_bench_prints_the_table_and_writes_json_and_chart(monkeypatch, capsys, t
     pytest.importorskip("matplotlib")
     asked = {}
 
-    def fake_run(group, **options):
-        asked.update(options, group=group)
-        return make_report({DEFAULT_PAGES: [measurement(), measurement("point", sweep=True)]})
+    def fake_run(groups, **options):
+        asked.update(options, groups=groups)
+        return [make_report({DEFAULT_PAGES: [measurement(), measurement("point", sweep=True)]})]
 
-    monkeypatch.setattr(run, "run", fake_run)
+    monkeypatch.setattr(run, "run_groups", fake_run)
     out, chart = tmp_path / "out.json", tmp_path / "chart.png"
     assert cli.main(["bench", "norm", "--quick", "--json", str(out), "--plot", str(chart)]) == 0
-    assert asked == {"group": "norm", "device": None, "quick": True, "sweep": True}
+    assert asked == {"groups": ["norm"], "device": None, "quick": True, "sweep": True, "seconds": None}
     assert json.loads(out.read_text())["group"] == "norm"
     assert chart.stat().st_size > 1000
     assert "| op forward float32 8x16 |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`python bench/gpu`: reads the sources of this checkout, since nothing needs to be installed before the first stage."""
+"""`python bench/gpu`: reads the sources of this checkout, for nothing is installed before the first stage."""
 
 import sys
 from pathlib import Path

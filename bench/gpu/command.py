@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from gpu.stages import SHARE, STAGES, Context, Work, sanitizer_findings
 
 SAVE_SECONDS = 5.0
 RENDER_SECONDS = 15.0
+LOG_CHARACTERS = 6000  # of a stage in which something broke off: the log itself may be lost with the machine
 LEAST_SECONDS = 8.0  # for less, no stage is begun
 UNUSABLE = 2
 
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Unusable as error:
         print(f"make gpu: {error}", file=sys.stderr)
         return UNUSABLE
+    options.results, options.work = options.results.resolve(), options.work.resolve()
+    os.chdir(ROOT)  # where pip and pytest find what they are told
     commit, dirty = machine.tree()
     record = Record(options.results / found.slug, commit, dirty, found.to_dict())
     context = Context(found, options.work, options.tests.split())
@@ -64,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--again", action="store_true", help="run stages that are done for this commit again")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results", help="folder of the records")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="folder of the build and the logs")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the stages out without a GPU")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the stages out without a GPU"
+    )
     parser.add_argument("--tests", default="tests -m cuda", help="arguments of pytest")
     return parser
 
@@ -78,7 +84,9 @@ def _stages(words: str) -> list[str]:
 
 
 def _opening(found: Machine, record: Record, dirty: bool) -> str:
-    text = f"{found.name}, driver {found.driver}, CUDA {found.cuda}, torch {found.torch}; commit {record.data['commit']}"
+    text = (
+        f"{found.name}, driver {found.driver}, CUDA {found.cuda}, torch {found.torch}; commit {record.data['commit']}"
+    )
     if found.missing:
         text += f"; not installed, and left out: {', '.join(found.missing)}"
     text += f"; peers: {', '.join(found.peers) or 'none'}"
@@ -97,10 +105,9 @@ def _run(names: list[str], record: Record, context: Context, options: argparse.N
         pending.insert(0, "build")
     for index, name in enumerate(pending):
         left = end - time.monotonic()
-        if name == "build":
-            seconds = left  # nothing else can begin before it ends
-        else:
-            seconds = left * SHARE[name] / sum(SHARE[each] for each in pending[index:])
+        # The build may take all of it, since nothing else can begin before it ends.
+        share = 1 if name == "build" else SHARE[name] / sum(SHARE[each] for each in pending[index:])
+        seconds = left * share
         if seconds < LEAST_SECONDS:
             _say(f"{name}: not begun, {max(left, 0):.0f} s of the budget are left")
             continue
@@ -134,7 +141,7 @@ def _kept(record: Record, name: str) -> bool:
 def _stage(name: str, record: Record, context: Context, seconds: float, again: bool) -> None:
     started, saved = time.monotonic(), 0.0
     spent = 0.0 if again else record.stage(name).get("seconds", 0.0)
-    _say(f"{name}: up to {seconds:.0f} s, log in {context.work / (name + '.log')}")
+    _say(f"{name}: up to {seconds:.0f} s, log in {context.work / name}.log")
 
     def save(progress: Progress, state: str = RUNNING, **more: object) -> None:
         record.update(name, progress, state=state, seconds=round(spent + time.monotonic() - started, 1), **more)
@@ -155,7 +162,9 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
         save(work.progress(), PARTIAL)
         raise
     progress = work.progress()
-    more = {"tools": sanitizer_findings(context.work)} if name == "sanitize" else {}
+    more: dict[str, object] = {"tools": sanitizer_findings(context.work)} if name == "sanitize" else {}
+    if ending is not None or progress.errors:
+        more["log"] = work.log.read_text(errors="replace")[-LOG_CHARACTERS:] if work.log.exists() else ""
     if ending is not None and not progress.left and progress.done:
         ending = None  # it fell at the last item, whose error says so
     if ending is not None or (name == "build" and progress.errors):

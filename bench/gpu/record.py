@@ -44,7 +44,8 @@ class Record:
         return next(path for name in names if not (path := folder / f"{name}.json").exists())
 
     def stage(self, name: str) -> dict:
-        return self.data["stages"].setdefault(name, {})
+        """What a stage has found; empty where it has not begun."""
+        return self.data["stages"].get(name, {})
 
     def progress(self, name: str) -> Progress:
         found = self.stage(name)
@@ -52,7 +53,7 @@ class Record:
 
     def update(self, name: str, progress: Progress, **more: object) -> None:
         found = {"plan": progress.plan, "done": progress.done, "errors": progress.errors, "left": progress.left}
-        self.stage(name).update(found, **more)
+        self.data["stages"].setdefault(name, {}).update(found, **more)
         self.save()
 
     def save(self) -> None:

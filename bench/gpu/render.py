@@ -51,7 +51,7 @@ def to_markdown(data: dict, charts: dict[str, Path]) -> str:
         parts += ["## A training step", _model_table(stages["model"])]
     found = reports(data)
     if found:
-        parts.append(report.METHOD)
+        parts += [report.METHOD, *report.disturbance(found)]
     for each in found:
         parts += each.sections()
         if each.group in charts:
@@ -67,7 +67,8 @@ def _model_table(stage: dict) -> str:
         median, least, greatest = (value * 1e3 for value in row["seconds"])
         lines.append([
             f"{variant}, {row['parameters'] / 1e9:.2f} B parameters", f"{row['tokens_per_second']:.0f}",
-            f"{median:.1f} ms ({least:.1f}-{greatest:.1f})", memory, f"{row['losses'][0]:.3f} to {row['losses'][1]:.3f}",
+            f"{median:.1f} ms ({least:.1f}-{greatest:.1f})", memory,
+            f"{row['losses'][0]:.3f} to {row['losses'][1]:.3f}",
         ])  # fmt: skip
     return report.markdown_table(["", "tokens/s", "step", "peak memory", "loss"], lines)
 

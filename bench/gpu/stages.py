@@ -52,15 +52,21 @@ class Work:
         self._tick, self._lock = tick, threading.Lock()
         self.journals: list[Path] = []
 
-    def supervise(self, command: list[str], seconds: float, env: dict[str, str], journal: str, stall: float) -> str | None:
+    def supervise(
+        self, command: list[str], seconds: float, env: dict[str, str], journal: str, stall: float
+    ) -> str | None:
         """Runs a command that ends in the option for its journal, or finds that in BIGMODEL_JOURNAL."""
         path = self.context.work / f"{self.name}-{journal}.jsonl"
         write_journal(path, Progress([], self.known.done, self.known.errors))
         self.journals.append(path)
         env = env | {"BIGMODEL_JOURNAL": str(path)}
         command = [str(path) if word == "JOURNAL" else word for word in command]
-        with (self.context.work / f"{self.name}.log").open("ab") as log:
+        with self.log.open("ab") as log:
             return supervise(command, path, seconds=seconds, stall=stall, log=log, env=env, tick=self.tick)
+
+    @property
+    def log(self) -> Path:
+        return self.context.work / f"{self.name}.log"
 
     def tick(self) -> None:
         with self._lock:
@@ -149,7 +155,9 @@ def sanitizer_findings(folder: Path) -> dict[str, dict]:
         lines = [line.removeprefix("=========").strip() for text in texts for line in text.splitlines()]
         counts = [re.search(r"(?:ERROR SUMMARY: |RACECHECK SUMMARY: )(\d+)", text) for text in texts]
         errors = None if None in counts else sum(int(count[1]) for count in counts if count)
-        words = [line for line in lines if line and not line.startswith(("COMPUTE-SANITIZER", "Saved host", "Host Frame"))]
+        words = [
+            line for line in lines if line and not line.startswith(("COMPUTE-SANITIZER", "Saved host", "Host Frame"))
+        ]
         found[tool] = {"errors": errors, "words": words[:60]}
     return found
 

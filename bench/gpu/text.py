@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections import Counter
+from collections.abc import Mapping
 
 from gpu.record import DONE, Record
 
@@ -46,7 +46,7 @@ def summary(record: Record) -> str:
         lines.append(f"{name:14} {line(stage)}")
         wrong = troubles(stage)
         lines += [f"    {text[:300]}" for text in wrong[:10]]
-        lines += [f"    ... and {len(wrong) - 10} more" ] if len(wrong) > 10 else []
+        lines += [f"    ... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
     return "\n".join(lines)
 
 

@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which ops, or the planner's gaps; none: something of every group in under three minutes",
     )
     command.add_argument("--all", action="store_true", help="norm, softmax and adam in full, over the row lengths too")
-    command.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="what moved between two runs")
+    command.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="what moved between two runs"
+    )
     command.add_argument(
         "--throughput",
         action="store_true",

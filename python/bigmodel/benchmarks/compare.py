@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigmodel.benchmarks.goals import DEFAULT_PAGES
 from bigmodel.benchmarks.harness import COPY, OURS, Measurement, Timing
 from bigmodel.benchmarks.report import markdown_table, show_timing
 
 METHOD = (
-    "Times are bigmodel's: median (least to greatest). x: A's median over B's, above 1 where B is faster. Copy x: the same "
-    "of the copy timed beside it, which tells the machine's part. A case has moved where the least of one run lies above "
-    "the greatest of the other; elsewhere the difference is noise."
+    "Times are bigmodel's: median (least to greatest). x: A's median over B's, above 1 where B is faster. Copy x: the "
+    "same of the copy timed beside it, which tells the machine's part. A case has moved where the least of one run lies "
+    "above the greatest of the other; elsewhere the difference is noise."
 )
 
 
@@ -51,9 +52,18 @@ def _reports(record: Mapping) -> Iterator[Mapping]:
     if "measurements" in record:
         yield record
     yield from record.get("reports", ())
-    for stage in record.get("stages", {}).values():
-        if "report" in stage:
-            yield stage["report"]
+    rows = [
+        found["row"]
+        for stage in record.get("stages", {}).values()
+        for found in stage.get("done", {}).values()
+        if "row" in found
+    ]
+    if rows:
+        device = "cuda" if record["facts"]["cuda"]["devices"] else "cpu"
+        yield {
+            "device": device, "machine": record["facts"], "commit": record["commit"], "date": record["date"],
+            "measurements": {DEFAULT_PAGES: rows},
+        }  # fmt: skip
 
 
 def _where(report: Mapping) -> str:

@@ -120,7 +120,17 @@ def overview(reports: Sequence[Report]) -> str:
             for row in rows:
                 by_case.setdefault(row.case, {})[pages] = row
     kinds = list(reports[0].measurements)
-    header = ["case", OURS, "GB/s", "of copy", "stock", "x", *(f"x, {pages}" for pages in kinds[1:]), "torch.compile", "x"]
+    header = [
+        "case",
+        OURS,
+        "GB/s",
+        "of copy",
+        "stock",
+        "x",
+        *(f"x, {pages}" for pages in kinds[1:]),
+        "torch.compile",
+        "x",
+    ]
     lines = []
     for case, by_pages in by_case.items():
         row = next(iter(by_pages.values()))
@@ -198,7 +208,11 @@ def measurement_table(rows: Sequence[Measurement]) -> str:
 
 def goal_table(verdicts: Sequence[Verdict]) -> str:
     """One line per goal text and limit: how many of its cases reach it, and the worst of them."""
+    return markdown_table(*goal_rows(verdicts))
 
+
+def goal_rows(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of `goal_table`."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.goal.text, verdict.goal.needed), []).append(verdict)
@@ -210,7 +224,7 @@ def goal_table(verdicts: Sequence[Verdict]) -> str:
         count = f" ({reached} of {len(members)})" if len(members) > 1 else ""
         shown = worst.goal.show(worst.value) + (f", {worst.goal.case}" if len(members) > 1 else "")
         lines.append([text, needed, shown, state + count])
-    return markdown_table(["goal", "needed", "worst measured", ""], lines)
+    return ["goal", "needed", "worst measured", ""], lines
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,7 +26,9 @@ from bigmodel.benchmarks.report import Report
 ENVIRONMENTS = {DEFAULT_PAGES: {}, HUGE_PAGES: {"THP_MEM_ALLOC_ENABLE": "1"}}
 _LEVERS = sorted({name for variables in ENVIRONMENTS.values() for name in variables})
 ALL = ("norm", "softmax", "adam")  # what `bigmodel bench --all` measures in full
-OVERVIEW_SECONDS = 120  # of `bigmodel bench` without a group; the case in hand and the start of two processes come on top
+OVERVIEW_SECONDS = (
+    120  # of `bigmodel bench` without a group; the case in hand and the start of two processes come on top
+)
 DEVICE_LOST = 3  # exit status of a process whose CUDA context is broken: the cases left need another one
 
 Item = TypeVar("Item")
@@ -196,7 +198,7 @@ def _lost() -> bool:
 def telling_first(cases: Mapping[str, Case]) -> list[str]:
     """The items in an order that tells most when it is broken off: of each op, mode and dtype one, then another.
 
-    Series over row lengths come before single cases, and each begins in its middle; then come the middles of the halves.
+    Series over row lengths come before single cases; each begins in its middle, then come the middles of its halves.
     """
     series: dict[tuple, list[str]] = {}
     for item, case in cases.items():
