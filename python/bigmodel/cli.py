@@ -74,11 +74,17 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> int | None:
     if arguments.throughput:
-        return _throughput(arguments)
-    if arguments.compare is not None:
-        return _compare(arguments)
-    if arguments.group == "plan":
-        return _bench_plan(arguments)
+        _throughput(arguments)
+    elif arguments.compare is not None:
+        _compare(arguments)
+    elif arguments.group == "plan":
+        _bench_plan(arguments)
+    else:
+        return _bench_groups(arguments)
+    return None
+
+
+def _bench_groups(arguments: argparse.Namespace) -> int | None:
     from bigmodel.benchmarks import GROUPS, page, plot, report, run
 
     if arguments.all and arguments.group is not None:

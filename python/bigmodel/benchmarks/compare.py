@@ -13,8 +13,8 @@ from bigmodel.benchmarks.report import markdown_table, show_timing
 
 METHOD = (
     "Times are bigmodel's: median (least to greatest). x: A's median over B's, above 1 where B is faster. Copy x: the "
-    "same of the copy timed beside it, which tells the machine's part. A case has moved where the least of one run lies "
-    "above the greatest of the other; elsewhere the difference is noise."
+    "same of the copy timed beside it, which tells the machine's part. A case has moved where the least of one run "
+    "lies above the greatest of the other; elsewhere the difference is noise."
 )
 
 

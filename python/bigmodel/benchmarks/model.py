@@ -102,7 +102,8 @@ def _build(variant: str, device: str) -> tuple[Any, torch.optim.Optimizer, int]:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**_SHAPES[device])).to(dtype).train()
+        model: Any = LlamaForCausalLM(LlamaConfig(**_SHAPES[device]))
+    model.to(dtype).train()
     if variant == "stock":
         return model, torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True), 0
     report = bigmodel.convert(model)

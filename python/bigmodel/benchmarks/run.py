@@ -158,7 +158,8 @@ def measure_groups(
     """Measures every case of the groups in this process into a journal, with a progress bar if stderr is a terminal."""
     end = None if seconds is None else time.monotonic() + seconds
     effort = QUICK if quick else FULL if device == "cpu" else FULL_CUDA
-    cases, unknown = {}, {}
+    cases: dict[str, Case] = {}
+    unknown: dict[str, str] = {}
     for group in groups:
         try:
             found = load_group(group).cases(device, quick=quick, sweep=sweep)
