@@ -39,15 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = Record(options.results / found.slug, commit, dirty, found.to_dict())
     context = Context(found, options.work, options.tests.split())
     context.work.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a run cut short leaves its record, and no process
-        signal.signal(number, lambda *_: _interrupt(context))
+    # A run cut short leaves its record, and no process.
+    handlers = {
+        number: signal.signal(number, lambda number, frame: _interrupt(context, number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     _say(_opening(found, record, dirty))
     try:
         _run(names, record, context, options, dirty)
-    except KeyboardInterrupt:
-        _say("stopped; what was found is kept")
+    except KeyboardInterrupt as stopped:
+        _say(f"stopped{''.join(f' by {word}' for word in stopped.args)}; what was found is kept")
     finally:
         context.stop.set()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         record.save()
         written = _render(record, context)
     print(text.summary(record), flush=True)
@@ -56,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(text.passed(record.stage(name)) for name in names) else 1
 
 
-def _interrupt(context: Context) -> None:
+def _interrupt(context: Context, number: int) -> None:
     context.stop.set()
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _parser() -> argparse.ArgumentParser:

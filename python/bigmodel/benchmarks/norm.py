@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -98,11 +98,13 @@ def _apex(op: str) -> Callable:
 def _transformer_engine(op: str) -> Callable:
     from transformer_engine.pytorch import LayerNorm, RMSNorm
 
+    @cache
+    def module(shape):
+        return (LayerNorm if op == "layer_norm" else RMSNorm)(shape, eps=EPS, device="meta")
+
     def call(x, shape, weight, *rest):
-        *bias, eps = rest
-        module = (LayerNorm if bias else RMSNorm)(shape, eps=eps, device="meta")
-        values = {"weight": weight, **({"bias": bias[0]} if bias else {})}
-        return torch.func.functional_call(module, values, (x,))
+        values = {"weight": weight} if op == "rms_norm" else {"weight": weight, "bias": rest[0]}
+        return torch.func.functional_call(module(shape), values, (x,))
 
     return call
 

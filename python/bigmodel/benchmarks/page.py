@@ -60,7 +60,8 @@ def _group(report: Report) -> str:
         parts.append(f"<p>Not measured, for want of time: {escape(', '.join(report.left))}.</p>")
     if report.verdicts:
         header, rows_of_goals = goal_rows(report.verdicts)
-        parts += ["<h3>Goals</h3>", _html_table(header, [[escape(cell) for cell in row] for row in rows_of_goals])]
+        table = _html_table(header, [[escape(cell) for cell in row] for row in rows_of_goals])
+        parts.append(f'<h3>Goals</h3><div class="goals">{table}</div>')
     return "".join(parts)
 
 

@@ -147,7 +147,8 @@ def overview(reports: Sequence[Report]) -> str:
         parts += [f"- {m.case}: {name}: {note}" for rows in report.measurements.values() for m in rows
                   for name, note in notes(m).items()]  # fmt: skip
         parts += [f"- **failed**: {case}: {why}" for case, why in report.failed.items()]
-    left = [case for report in reports for case in report.left]
+    names = (case.split(", ")[0] for report in reports for case in report.left)
+    left = dict.fromkeys(name for name in names if name not in by_case)
     if left:
         parts.append(f"Not measured, for want of time: {', '.join(left)}.")
     return "\n\n".join(parts) + "\n"

@@ -197,16 +197,30 @@ def _lost() -> bool:
 
 
 def telling_first(cases: Mapping[str, Case]) -> list[str]:
-    """The items in an order that tells most when it is broken off: of each op, mode and dtype one, then another.
+    """The items in an order that tells most when it is broken off.
 
-    Series over row lengths come before single cases; each begins in its middle, then come the middles of its halves.
+    The groups take turns; in each, so do the series of one op, mode and dtype, those over row lengths first. A series
+    begins in its middle, then come the middles of its halves.
     """
-    series: dict[tuple, list[str]] = {}
+    groups: dict[str, dict[tuple, list[str]]] = {}
     for item, case in cases.items():
-        series.setdefault((item.split(":")[0], case.op, case.mode, case.dtype, case.sweep), []).append(item)
-    ordered = sorted(series.items(), key=lambda entry: not entry[0][-1])
-    turns = zip_longest(*([items[index] for index in halving(len(items))] for _, items in ordered))
-    return [item for item in chain.from_iterable(turns) if item is not None]
+        key = (not case.sweep, case.op, case.mode, case.dtype)
+        groups.setdefault(item.split(":")[0], {}).setdefault(key, []).append(item)
+    return _in_turns(
+        _in_turns(
+            [items[index] for index in halving(len(items))] for _, items in sorted(series.items(), key=_sweep_first)
+        )
+        for series in groups.values()
+    )
+
+
+def _sweep_first(entry: tuple[tuple, list[str]]) -> bool:
+    return entry[0][0]
+
+
+def _in_turns(lists: Iterable[Sequence[str]]) -> list[str]:
+    """The first of each, then the second of each, and so on."""
+    return [item for item in chain.from_iterable(zip_longest(*lists)) if item is not None]
 
 
 def halving(count: int) -> Iterator[int]:
