@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from benchmark_cases import make_report, measurement
@@ -216,7 +217,7 @@ def test_other_files_are_refused(tmp_path, capsys, content, words):
 
 def test_several_groups_are_written_together(tmp_path):
     path = written(tmp_path, "all.json", two_kinds(), make_report({DEFAULT_PAGES: [row("third")]}))
-    assert len(json.loads(open(path).read())["reports"]) == 2
+    assert len(json.loads(Path(path).read_text())["reports"]) == 2
     assert len(compare.load(path).cases) == 4
 
 

@@ -12,7 +12,7 @@ import torch
 
 import bigmodel
 from bigmodel import cli
-from bigmodel.benchmarks.journal import Progress
+from bigmodel.benchmarks.journal import Progress, read, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -54,15 +54,19 @@ def clean_tree(monkeypatch):
     monkeypatch.setattr(machine, "tree", lambda: ("0123456789ab", False))
 
 
+@pytest.fixture(scope="module")
+def here():
+    return machine.look("cpu")
+
+
 @pytest.fixture
-def built(tmp_path, clean_tree):
+def built(tmp_path, clean_tree, here):
     """The folder that the build stage would leave: this environment's package stands for the one built."""
     site = tmp_path / "work" / "site"
     site.mkdir(parents=True)
     (site / "bigmodel").symlink_to(Path(bigmodel.__file__).parent)
     (site / "sitecustomize.py").write_text(ONE_CASE)
-    key = f"0123456789ab {machine.look('cpu').to_dict()}"
-    (tmp_path / "work" / "built").write_text(key)
+    (tmp_path / "work" / "built").write_text(f"0123456789ab {here.to_dict()}")
     return tmp_path
 
 
@@ -142,11 +146,39 @@ def test_every_stage_runs_and_leaves_what_it_found(built, monkeypatch, capsys):
     assert "## Moved: 0 of 1 cases" in capsys.readouterr().out
 
 
+def test_tests_after_a_lost_context_run_in_another_process(tmp_path):
+    """A kernel that faults leaves every later call of its process failing."""
+    tests, path = tmp_path / "test_three.py", tmp_path / "journal"
+    tests.write_text(
+        "import os\n"
+        "def test_faults(): raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        "def test_next(): print(os.getpid())\n"
+        "def test_crashes(): os.abort()\n"
+        "def test_last(): pass\n"
+    )
+    code = (
+        "import sys, pytest, gpu.pytest_journal as plugin\n"
+        "plugin._context_lost = lambda: True\n"
+        "sys.exit(pytest.main(['-q', '-p', 'gpu.pytest_journal', '-p', 'no:cacheprovider', sys.argv[1]]))\n"
+    )
+    env = os.environ | {"BIGMODEL_JOURNAL": str(path), "PYTHONPATH": str(ROOT / "bench")}
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-c", code, str(tests)]
+        assert supervise(command, path, seconds=60, stall=30, log=log, env=env) is None
+    progress = read(path)
+    assert {item.split("::")[1]: found["outcome"] for item, found in progress.done.items()} == {
+        "test_faults": "failed", "test_next": "passed", "test_last": "passed",
+    }  # fmt: skip
+    assert "illegal memory access" in next(iter(progress.done.values()))["why"]
+    assert progress.errors == {"test_three.py::test_crashes": "the process died of SIGABRT"}
+    assert (tmp_path / "log").read_text().count("the CUDA context is lost") == 1
+
+
 # --- which stages run, and with how much time -------------------------------------------------------------------------
 
 
 @pytest.fixture
-def steps(built, monkeypatch):
+def steps(built, here, monkeypatch):
     """Stages that journal at once what `plan` says, and note their time."""
     plan = {name: {"plan": ["a"], "done": ["a"], "ending": None} for name in stages.STAGES}
     plan["build"] = {"plan": ["facts"], "done": ["facts"], "ending": None}
@@ -160,6 +192,7 @@ def steps(built, monkeypatch):
         work.journals.append(path)
         return mine["ending"]
 
+    monkeypatch.setattr(machine, "look", lambda device: here)
     monkeypatch.setattr(command, "STAGES", dict.fromkeys(stages.STAGES, stage))
     monkeypatch.setattr(command, "_render", lambda record, context: [])
     return plan, ran
