@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bigmodel
-from bigmodel import cli
+from bigmodel import cli, info
 from bigmodel.benchmarks.journal import Progress, read, supervise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +66,10 @@ def built(tmp_path, clean_tree, here):
     site.mkdir(parents=True)
     (site / "bigmodel").symlink_to(Path(bigmodel.__file__).parent)
     (site / "sitecustomize.py").write_text(ONE_CASE)
+    folder = tmp_path / "results" / "cpu"
+    folder.mkdir(parents=True)
+    facts = {"schema": 1, "date": "2030-01-01", "commit": "0123456789ab", "facts": info.collect(), "stages": {}}
+    (folder / "2030-01-01.json").write_text(json.dumps(facts))
     (tmp_path / "work" / "built").write_text(f"0123456789ab {here.to_dict()}")
     return tmp_path
 
@@ -81,8 +85,6 @@ def record_of(folder):
 
 
 def test_every_stage_runs_and_leaves_what_it_found(built, monkeypatch, capsys):
-    from bigmodel import info
-
     tool(built / "bin", "compute-sanitizer", SANITIZER)
     monkeypatch.setenv("PATH", str(built / "bin"), prepend=os.pathsep)
     tests = built / "test_two.py"
@@ -96,10 +98,6 @@ def test_every_stage_runs_and_leaves_what_it_found(built, monkeypatch, capsys):
     (built / "test_uncollected.py").write_text("import no_such_module_either\n")
     names = "test bench-norm sanitize model"
     folder = built / "results" / "cpu"
-    folder.mkdir(parents=True)
-    facts = {"schema": 1, "date": "2030-01-01", "commit": "0123456789ab", "facts": info.collect(), "stages": {}}
-    (folder / "2030-01-01.json").write_text(json.dumps(facts))
-
     assert run(built, "--stages", names, "--tests", str(built), "--budget", "400") == 1
     record = record_of(built)
     found = record["stages"]
@@ -232,6 +230,13 @@ def test_a_stage_that_was_cut_off_goes_on(built, steps):
     plan["model"] = {"plan": ["a", "b"], "done": ["a", "b"], "ending": None}
     assert run(built) == 0 and names(ran) == ["model"]
     assert list(ran[0][2].done) == ["a"]
+
+
+def test_a_record_that_lacks_its_facts_is_built_again(built, steps):
+    _, ran = steps
+    (built / "results" / "cpu" / "2030-01-01.json").unlink()
+    assert run(built, "--stages", "model") == 0 and names(ran) == ["build", "model"]
+    assert "facts" in record_of(built)
 
 
 def test_nothing_runs_on_a_build_that_failed(built, steps):

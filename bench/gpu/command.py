@@ -102,6 +102,7 @@ def _run(names: list[str], record: Record, context: Context, options: argparse.N
     end = time.monotonic() + options.budget - RENDER_SECONDS
     stamp, key = context.work / "built", f"{record.data['commit']} {context.machine.to_dict()}"
     built = not dirty and context.site.is_dir() and stamp.exists() and stamp.read_text() == key
+    built = built and "facts" in record.data
     pending = [name for name in names if options.again or not (_kept(record, name) and (name != "build" or built))]
     for name in names:
         if name not in pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -186,6 +187,7 @@ def measure_groups(
                 sys.exit(DEVICE_LOST)
         else:
             journal.end(item, row=row.to_dict())
+        gc.collect()  # a case may hold most of a device's memory, and autograd's closures hold each other
 
 
 def _lost() -> bool:
