@@ -66,17 +66,21 @@ def test_no_group_measures_something_of_every_group_in_bounded_time(monkeypatch,
     assert asked["seconds"] == run.OVERVIEW_SECONDS and asked["quick"] and not asked["sweep"]
     assert "| op forward float32 8x16 |" in capsys.readouterr().out
     assert out.read_text().startswith("<!doctype html>")
-    assert cli.main(["bench", "--all", "--seconds", "9"]) == 0
+    assert cli.main(["bench", "--all", "--stop-after", "9"]) == 0
     assert asked == {"groups": run.ALL, "device": None, "quick": False, "sweep": True, "seconds": 9}
 
 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["norm", "--all"], "--all measures norm, softmax, adam; it takes no group"),
-        (["--seconds", "0"], "--seconds is 0, it must be positive"),
+        (["norm", "--all"], "--all takes no group"),
+        (["--stop-after", "0"], "--stop-after is 0, it must be positive"),
         (["--plot", "x.png"], "--plot draws row lengths: name a group, or give --all"),
-        (["norm", "--compare", "a.json", "b.json"], "--compare takes two files, and neither a group nor --all"),
+        (["norm", "--compare", "a.json", "b.json"], "--compare takes no group"),
+        (["--compare", "a.json", "b.json", "--json", "c.json"], "--compare takes no --json"),
+        (["plan", "--report", "x.html"], "plan takes no --report"),
+        (["--throughput", "--stop-after", "3"], "--throughput takes no --stop-after"),
+        (["norm", "--size", "20x3x48"], "norm takes no --size"),
         (["norm", "--report", "absent/x.html"], "the folder of absent/x.html does not exist"),
     ],
 )

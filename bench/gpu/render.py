@@ -80,9 +80,8 @@ def main(path: Path) -> None:
     for each in reports(data):
         data["stages"][f"bench-{each.group}"]["goals"] = [verdict.to_dict() for verdict in each.verdicts]
         chart = path.with_name(f"{path.stem}-{each.group}.png")
-        swept = any(row.sweep for rows in each.measurements.values() for row in rows)
         try:
-            (plot.save if swept else plot.save_bars)(each, chart)
+            plot.draw(each, chart)
         except ImportError as error:
             print(f"no chart of {each.group}: {error}", file=sys.stderr)
         else:

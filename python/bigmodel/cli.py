@@ -51,11 +51,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where it is usable")
     command.add_argument("--quick", action="store_true", help="few cases, few rounds: under a minute, rough figures")
-    command.add_argument("--seconds", type=float, help="begin no case after them; what is left is named")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     command.add_argument("--report", type=Path, metavar="FILE.html", help="write one self-contained page here")
     command.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="measure a range of row lengths too and draw the bandwidth here"
+    )
+    command.add_argument("--size", nargs="+", metavar="JOBSxPOOLSxSLOTS", help="plan: these sizes alone")
+    command.add_argument(
+        "--stop-after",
+        type=float,
+        metavar="S",
+        help="begin no measurement after so many seconds; what is left is named (plan: the same command goes on with "
+        "the file of --json)",
     )
     command.set_defaults(action=_bench)
 
@@ -87,10 +94,11 @@ def _bench(arguments: argparse.Namespace) -> int | None:
 def _bench_groups(arguments: argparse.Namespace) -> int | None:
     from bigmodel.benchmarks import GROUPS, page, plot, report, run
 
-    if arguments.all and arguments.group is not None:
-        raise ValueError(f"--all measures {', '.join(run.ALL)}; it takes no group.")
-    if arguments.seconds is not None and not arguments.seconds > 0:
-        raise ValueError(f"--seconds is {arguments.seconds:g}, it must be positive.")
+    _refuse(arguments, arguments.group or "bench", "size")
+    if arguments.all:
+        _refuse(arguments, "--all", "group")
+    if arguments.stop_after is not None and not arguments.stop_after > 0:
+        raise ValueError(f"--stop-after is {arguments.stop_after:g}, it must be positive.")
     for path in (arguments.json, arguments.plot, arguments.report):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"the folder of {path} does not exist.")
@@ -104,7 +112,7 @@ def _bench_groups(arguments: argparse.Namespace) -> int | None:
         device=arguments.device,
         quick=arguments.quick or overview,
         sweep=arguments.plot is not None or arguments.all,
-        seconds=run.OVERVIEW_SECONDS if overview and arguments.seconds is None else arguments.seconds,
+        seconds=run.OVERVIEW_SECONDS if overview and arguments.stop_after is None else arguments.stop_after,
     )
     if arguments.json is not None:
         arguments.json.write_text(report.to_json(reports))
@@ -113,23 +121,29 @@ def _bench_groups(arguments: argparse.Namespace) -> int | None:
         arguments.report.write_text(page.to_html(reports), encoding="utf-8")
     if arguments.plot is not None:
         for each in reports:
-            plot.save(each, arguments.plot if len(reports) == 1 else plot.path_of(arguments.plot, each.group))
+            plot.draw(each, arguments.plot if len(reports) == 1 else plot.path_of(arguments.plot, each.group))
     return 1 if any(each.failed for each in reports) else None
+
+
+def _refuse(arguments: argparse.Namespace, what: str, *names: str) -> None:
+    """ValueError for each argument of `names` that was given, since `what` would ignore it."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            shown = "group" if name == "group" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{what} takes no {shown}.")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import compare
 
-    if arguments.group is not None or arguments.all:
-        raise ValueError("--compare takes two files, and neither a group nor --all.")
+    _refuse(arguments, "--compare", "group", "all", "device", "quick", "json", "plot", "report", "size", "stop_after")
     print(compare.to_markdown(*map(compare.load, arguments.compare)), end="")
 
 
 def _throughput(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import throughput
 
-    if arguments.group is not None or arguments.plot is not None:
-        raise ValueError("--throughput takes no group and no --plot.")
+    _refuse(arguments, "--throughput", "group", "all", "compare", "plot", "report", "size", "stop_after")
     points = throughput.measure(arguments.device, quick=arguments.quick)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"throughput": points}, indent=1) + "\n")
@@ -139,6 +153,12 @@ def _throughput(arguments: argparse.Namespace) -> None:
 def _bench_plan(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import planner
 
-    if arguments.device is not None or arguments.plot is not None:
-        raise ValueError("plan takes no --device and no --plot.")
-    print(planner.run(quick=arguments.quick, path=arguments.json))
+    _refuse(arguments, "plan", "device", "all", "plot", "report")
+    sizes = arguments.size or planner.SIZES
+    for size in sizes:
+        if size not in planner.SIZES:
+            raise ValueError(f"--size {size} is none of {', '.join(planner.SIZES)}.")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(f"the folder of {arguments.json} does not exist.")
+    stop = float("inf") if arguments.stop_after is None else arguments.stop_after
+    print(planner.run(quick=arguments.quick, path=arguments.json, sizes=sizes, stop_after=stop))

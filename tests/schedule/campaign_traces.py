@@ -1,16 +1,22 @@
 """Policies over seeded traces of spot prices and interruptions, against the clairvoyant bound.
 
 python tests/schedule/campaign_traces.py FIRST LAST [--json FILE]
+
+Records are added to FILE; what it holds for this commit is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 
+from bigmodel.benchmarks.records import Records
+from bigmodel.benchmarks.run import commit
 from bigmodel.schedule import Job, Pool, Problem, Rate, simulation
+from bigmodel.schedule.worker import shared
 
 
 def problem(seed: int, slots: int = 72, jobs: int = 8) -> Problem:
@@ -75,14 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    records = []
-    for seed in range(arguments.first, arguments.last):
-        records.append(trial(seed))
-        if arguments.json:
-            with open(arguments.json, "w") as file:
-                json.dump({"summary": summary(records), "records": records}, file, indent=1)
+    kept = Records(arguments.json, commit())
+    records = [
+        kept.measure("traces", {"seed": seed}, lambda seed=seed: trial(seed), shared().kill)
+        for seed in range(arguments.first, arguments.last)
+    ]
     print(json.dumps(summary(records), indent=1))
 
 

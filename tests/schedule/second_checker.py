@@ -6,10 +6,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 
-from bigmodel.schedule import Job, Pool, Problem, Rate
+from bigmodel.schedule import Job, Objective, Pool, Problem, Rate
 
 EPS = 1e-6
 
@@ -47,6 +48,10 @@ def follow(problem, job, row):
     if job.deadline is not None and not job.soft and slots[-1] + 1 > problem.clock.deadline(job.deadline):
         return "after deadline"
     left, cost, lost, length, previous, runs = job.work - job.done, 0.0, 0.0, 0, None, 0
+    if job.running is not None:  # a run that began before now and goes on, if it does, without loss
+        at = [pool.name for pool in problem.pools].index(job.running.pool)
+        previous, runs = ({at: job.running.devices}, problem.now - 1), 1
+        length, lost = job.running.slots, job.running.setup_left
     for s in slots:
         held = {p: int(row[p, s]) for p in range(len(problem.pools)) if row[p, s]}
         if left <= tol:
@@ -81,20 +86,27 @@ def follow(problem, job, row):
     return cost, slots[-1] + 1
 
 
+def moved(problem, job, row):
+    """What not going on as it runs at `now` weighs."""
+    if job.running is None or row[problem.pool_index(job.running.pool), problem.now] == job.running.devices:
+        return 0.0
+    return problem.stability
+
+
 def broken(problem, allocation):
     """The rules that an allocation breaks, and its cost with the value of what is dropped."""
     problem = problem.expanded
     wrong, total, finish, costs = [], 0.0, {}, {}
     for j, job in enumerate(problem.jobs):
         if not allocation[j].any() and job.value is not None:
-            total += job.value
+            total += job.value + moved(problem, job, allocation[j])
             continue
         result = follow(problem, job, allocation[j])
         if isinstance(result, str):
             wrong.append(f"{job.name}: {result}")
             continue
-        costs[job.name], finish[job.name] = result
-        total += result[0]
+        costs[job.name], finish[job.name] = job.spent + result[0], result[1]
+        total += result[0] + moved(problem, job, allocation[j])
         first = int(np.flatnonzero(allocation[j].any(axis=0))[0])
         for before in job.after:
             if before not in finish and before in [other.name for other in problem.jobs[: j + 1]]:
@@ -124,9 +136,54 @@ def broken(problem, allocation):
     return wrong, total
 
 
+def measure(problem, allocation, name):
+    """An objective of an allocation that breaks no rule, read from the definitions alone."""
+    rows = [(job, row) for job, row in zip(problem.jobs, allocation, strict=True) if row.any()]
+    ends = [(job, int(np.flatnonzero(row.any(axis=0))[-1]) + 1) for job, row in rows]
+    if name == "cost":
+        return broken(problem, allocation)[1]
+    if name == "makespan":
+        return max((end * problem.slot_hours for _, end in ends), default=0.0)
+    if name == "lateness":
+        late = [(job, end - problem.clock.deadline(job.deadline)) for job, end in ends if job.deadline is not None]
+        return sum(job.priority * max(0, slots) * problem.slot_hours for job, slots in late)
+    if name == "fairness":
+        alone = {job.name: fastest_alone(problem, job) for job, _ in ends}
+        return max(((end - problem.clock.release(job.release)) / alone[job.name] for job, end in ends), default=0.0)
+    # Carbon is a cost at other prices.
+    pools = tuple(
+        replace(pool, price={"slots": [gram * pool.kw * pool.pue / 1000 for gram in pool.carbon["slots"]]})
+        for pool in problem.pools
+    )
+    return sum(follow(replace(problem, pools=pools), job, row)[0] for job, row in rows)
+
+
+def fastest_alone(problem, job):
+    """Slots that the whole job takes on its fastest pool and count."""
+    hours = [
+        pool.startup_hours + job.work / rate_per_hour(job, pool, n)
+        for p, pool in enumerate(problem.pools)
+        for n in range(1, int(problem.count[p].max()) + 1)
+        if rate_per_hour(job, pool, n) is not None
+    ]
+    return max(1, math.ceil(min(hours) / problem.slot_hours - EPS))
+
+
+def droppable(problem, job):
+    objective = problem.objective
+    if objective.weights:
+        return job.value is not None and objective.weights.get("cost", 0) > 0
+    first = objective.order[0] == "cost" or (objective.order[:2] == ("lateness", "cost") and not job.soft)
+    return job.value is not None and first
+
+
 def brute_force(problem):
-    """The least cost over every allocation, and None where there is none. For tiny problems without mix_pools."""
-    options = []
+    """The least of the problem's objective over every allocation, as a tuple with one value for each stage, and None
+    where there is no plan. For tiny problems without mix_pools."""
+    objective, options = problem.objective, []
+    order = objective.order
+    if "fairness" in order and "cost" not in order:
+        order = (*order, "cost")
     for job in problem.jobs:
         choices = [None] + [
             (p, n)
@@ -134,10 +191,10 @@ def brute_force(problem):
             for n in range(1, int(problem.count[p].max()) + 1)
             if rate_per_hour(job, pool, n) is not None
         ]
-        rows = [None] if job.value is not None else []
-        for choice in itertools.product(choices, repeat=problem.slots):
+        rows = [None] if droppable(problem, job) else []
+        for choice in itertools.product(choices, repeat=problem.slots - problem.now):
             row = np.zeros((len(problem.pools), problem.slots), dtype=int)
-            for s, at in enumerate(choice):
+            for s, at in enumerate(choice, problem.now):
                 if at is not None:
                     row[at[0], s] = at[1]
             if not isinstance(follow(problem, job, row), str):
@@ -149,10 +206,57 @@ def brute_force(problem):
         table = np.array([empty if row is None else row for row in rows])
         if (table.sum(axis=0) > problem.count).any():
             continue
-        wrong, cost = broken(problem, table)
-        if not wrong and (best is None or cost < best):
-            best = cost
+        if broken(problem, table)[0]:
+            continue
+        if objective.weights:
+            values = (sum(weight * measure(problem, table, name) for name, weight in objective.weights.items()),)
+        else:
+            values = tuple(measure(problem, table, name) for name in order)
+        if best is None or _before(values, best):
+            best = values
     return best
+
+
+def _before(values, best):
+    """Lexicographically less, by more than rounding."""
+    for value, other in zip(values, best, strict=True):
+        if abs(value - other) > EPS * max(1.0, abs(other)):
+            return value < other
+    return False
+
+
+def with_objective(problem, seed):
+    """The problem with carbon, soft deadlines and another objective."""
+    rng = random.Random(seed)
+    pools = tuple(
+        replace(pool, kw=rng.choice([0.0, 0.5, 1.0]), pue=1.2,
+                carbon={"slots": [rng.choice([50.0, 200.0, 500.0]) for _ in range(problem.slots)]})
+        for pool in problem.pools
+    )  # fmt: skip
+    jobs = tuple(
+        replace(job, deadline=rng.randrange(problem.slots), soft=True, priority=rng.choice([0.5, 1.0, 3.0]))
+        if rng.random() < 0.5 else job
+        for job in problem.jobs
+    )  # fmt: skip
+    names = rng.sample(["cost", "makespan", "lateness", "carbon", "fairness"], rng.randint(1, 3))
+    weights = {name: rng.choice([0.1, 1.0, 5.0]) for name in names} if rng.random() < 0.35 else {}
+    objective = Objective(weights=weights) if weights else Objective(order=tuple(names))
+    return replace(problem, pools=pools, jobs=jobs, objective=objective)
+
+
+def changes(problem, seed):
+    """What may have happened to a plan's problem meanwhile."""
+    rng, happened = random.Random(seed), {}
+    if rng.random() < 0.5:
+        happened["prices"] = {rng.choice(problem.pools).name: rng.choice([0.1, 6.0])}
+    if rng.random() < 0.4:
+        job = rng.choice(problem.jobs)
+        happened["progress"] = {job.name: rng.uniform(0, 0.6) * job.work}
+    if rng.random() < 0.3:
+        happened["failed"] = [rng.choice(problem.jobs).name]
+    if rng.random() < 0.2:
+        happened["gone"] = [rng.choice(problem.pools).name]
+    return happened
 
 
 def random_problem(seed, tiny=False):

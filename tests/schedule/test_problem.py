@@ -67,6 +67,29 @@ def problem(pool=None, job=None, jobs=None, **more):
         ({"objective": schedule.Objective(order=("speed",))}, "objective.order[0]: is 'speed'"),
         ({"objective": schedule.Objective(weights={"cost": -1.0})}, "objective.weights.cost: is -1.0"),
         ({"now": 24}, "now: is 24"),
+        ({"pools": "p"}, "pools: must be a list, got 'p'"),
+        ({"jobs": [], "pools": ()}, "pools: is empty"),
+        ({"job": {"throughput": (7,)}}, "jobs[0].throughput[0]: must be of type Rate, got 7"),
+        ({"job": {"after": "j0"}}, "jobs[0].after: must be a list, got 'j0'"),
+        ({"job": {"preemptible": "no"}}, "jobs[0].preemptible: must be true or false, got 'no'"),
+        ({"job": {"owner": 3}}, "jobs[0].owner: must be text"),
+        ({"job": {"image": "a\nb"}}, "jobs[0].image: must be text without control characters"),
+        ({"pool": {"partition": "a\nrm -rf ."}}, "pools[0].partition: must be text without control characters"),
+        ({"quotas": [3]}, "quotas: must be a table, got [3]"),
+        ({"objective": "cost"}, "objective: must be of type Objective, got 'cost'"),
+        ({"slots": 10**8}, "slots: is 100000000"),
+        ({"slot_hours": 1e-9}, "slot_hours: is 1e-09"),
+        ({"slot_hours": 1e5}, "slot_hours: is 100000; a horizon of at most 1e+06 hours"),
+        ({"start": "9999-12-31T20:00"}, "start: '9999-12-31T20:00' is no ISO time from which the horizon"),
+        ({"pool": {"count": 1e12}}, "pools[0].count: 1e+12 is not a whole number of devices up to 1000000000"),
+        ({"pool": {"price": 1e300}}, "pools[0].price: is 1e+300"),
+        ({"pool": {"price": [{"value": 1.0}, {"from": float("nan"), "value": 2.0}]}}, "pools[0].price[1].from: nan"),
+        ({"pool": {"price": {"csv": 3, "column": "x"}}}, "pools[0].price.csv: must be text, got 3"),
+        ({"job": {"replicas": 10**9}}, "jobs[0].replicas: is 1000000000"),
+        (
+            {"job": {"mix_pools": True, "started": True, "running": Running(pool="p", devices=2, slots=1)}},
+            "jobs[0].running: a job that mixes pools",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_its_path(arguments, words):
@@ -122,6 +145,40 @@ def test_per_slot_values(tmp_path):
     assert read.count[0].tolist() == [4, 4, 4, 1, 1] + [4] * 19
     assert read.price[0].tolist() == list(range(24)) == read.price[2].tolist()
     assert read.price[1].tolist() == [1.0] * 12 + [3.0] * 12
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"t,x\n2026-01-05T00:00,1\n2026-01-05T03:00\n", "pools[0].price: p.csv row 1: None is not a number"),
+        (b"t,x\n2026-01-05T00:00,one\n", "pools[0].price: p.csv row 0: 'one' is not a number"),
+        (b"t,x\n2026-01-05T00:00,nan\n", "pools[0].price: p.csv row 0: is nan"),
+        (b"t,y\n2026-01-05T00:00,1\n", "pools[0].price.column: p.csv has no column 'x'"),
+        (b"x\n1\n", "pools[0].price.time: p.csv has no column 't'"),
+        (b"t,x\n2026-01-05T05:00,1\n", "pools[0].price.time: the times must rise and begin no later than slot 0"),
+        (b"t,x\n\xff\xfe,1\n", "pools[0].price.csv: p.csv is no CSV file in UTF-8"),
+    ],
+)
+def test_bad_csv_files_are_one_sentence(tmp_path, content, words):
+    (tmp_path / "p.csv").write_bytes(content)
+    pool = {"price": {"csv": "p.csv", "column": "x", "time": "t"}}
+    with pytest.raises(ValueError) as error:
+        problem(pool=pool, start="2026-01-05T00:00", folder=str(tmp_path))
+    assert str(error.value).startswith(words), str(error.value)
+
+
+def test_a_csv_file_of_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfx\r\n" + b"2\r\n" * 24)
+    read = problem(pool={"price": {"csv": "p.csv", "column": "x"}}, folder=str(tmp_path))
+    assert set(read.price[0]) == {2.0}
+
+
+def test_what_is_shorter_than_any_sample_counts():
+    """Five minutes without devices, and at twelve times the price: the slot has none, and costs twice as much."""
+    times = {"from": "2000-01-01T01:02", "to": "2000-01-01T01:07"}
+    pool = {"count": [{"value": 4}, {"value": 0, **times}], "price": [{"value": 1.0}, {"value": 13.0, **times}]}
+    read = problem(pool=pool, slots=3)
+    assert read.count[0].tolist() == [4, 0, 4] and read.price[0].tolist() == pytest.approx([1.0, 2.0, 1.0])
 
 
 def test_values_within_a_slot_are_averaged_and_counts_take_the_least():

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, worker
+from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, state, worker
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
+from bigmodel.schedule.columns import Columns
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -32,7 +33,31 @@ def test_tiny_problems_equal_brute_force(seed):
     problem, _ = reference.random_problem(seed, tiny=True)
     plan = schedule.solve(problem, gap=0.0, time_limit=20)
     assert plan.gap <= 1e-6
-    assert reference.isclose(plan.value, reference.brute_force(problem))
+    assert reference.isclose(plan.value, reference.brute_force(problem)[0])
+
+
+@given(st.integers(0, 10**6))
+@FEW
+def test_every_objective_equals_brute_force(seed):
+    problem = reference.with_objective(reference.random_problem(seed, tiny=True)[0], seed)
+    best = reference.brute_force(problem)
+    try:
+        plan = schedule.solve(problem, gap=0.0, time_limit=20, explain=False)
+    except schedule.Infeasible:
+        assert best is None
+        return
+    assert reference.broken(problem, plan.allocation)[0] == []
+    assert all(reference.isclose(stage.value, least) for stage, least in zip(plan.stages, best, strict=True))
+    assert all(stage.bound <= least * (1 + 1e-6) + 1e-6 for stage, least in zip(plan.stages, best, strict=True))
+
+
+def test_a_plan_may_drop_every_job():
+    """Too dear to search no further: the master has no schedule to recombine."""
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = tuple(Job(name=f"j{i}", work=2.0, throughput=points, value=1.0, restart=0.5, deadline=2) for i in range(2))
+    problem = Problem(slots=4, pools=(Pool(name="p", count=0, price=9.0),), jobs=jobs)
+    plan = schedule.solve(problem, gap=0.0)
+    assert plan.dropped == ["j0", "j1"] and plan.value == pytest.approx(2.0) and plan.cost == 0.0
 
 
 @pytest.mark.parametrize("first", range(21_080, 21_380, 25))
@@ -89,10 +114,54 @@ def test_the_lagrangian_bound_is_below_any_plan_at_any_prices(seed):
         prices = Prices.zero(inst)
         prices.capacity += rng.exponential(1.0, prices.capacity.shape)
         prices.limit += rng.exponential(0.5, prices.limit.shape)
+        prices.order += rng.exponential(0.3, prices.order.shape)
         bound = lagrangian(inst, prices)
         assert bound <= cost * (1 + 1e-9)
         assert lagrangian(inst, prices, late=lambda: True) <= bound + 1e-6 * abs(bound)
         assert lagrangian(inst, prices, units=20) <= bound + 1e-6 * abs(bound)
+        assert lagrangian(inst, prices, units=paths.FINE) <= cost * (1 + 1e-9)
+
+
+def ordered_pair():
+    """b before a, of one slot each; both want slot 1, which costs 1 where the others cost 5."""
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    jobs = (Job(name="b", work=1.0, throughput=points), Job(name="a", work=1.0, throughput=points, after=("b",)))
+    problem = Problem(slots=3, pools=(Pool(name="p", count=2, price={"slots": [5, 1, 5]}),), jobs=jobs)
+    return instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+
+
+def test_order_has_a_price():
+    inst = ordered_pair()
+    prices = Prices.zero(inst)
+    assert inst.pairs == [(0, 1)] and lagrangian(inst, prices) == pytest.approx(2.0)
+    prices.order[0, 1] = 4.0
+    assert lagrangian(inst, prices) == pytest.approx(6.0)  # 5 + 1: the optimum
+
+
+def test_the_master_knows_order_and_its_prices_certify_the_optimum():
+    inst = ordered_pair()
+    columns = Columns(inst)
+    for j, slot in ((0, 0), (0, 1), (1, 1), (1, 2)):
+        columns.add(j, ((slot, 0, 1),))
+    found = worker.shared().call("linprog", columns.master(np.full(2, 100.0)) | {"method": "highs"}, 20)
+    assert found["value"] == pytest.approx(6.0)
+    assert lagrangian(inst, columns.prices(found["marginals"])) == pytest.approx(6.0)
+    chosen = columns.rounded(np.array([0.5, 0.5, 0.6, 0.4, 0, 0]))
+    assert {j: schedule.use for j, schedule in chosen.schedules.items()} == {1: ((1, 0, 1),), 0: ((0, 0, 1),)}
+
+
+def test_a_boxed_master_keeps_prices_near_its_centre():
+    problem = schedule.generate(12, 1, 24, 0.85, "B", seed=2).problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    columns, zero, penalty = Columns(inst), Prices.zero(inst), np.full(12, 1e4)
+    for data in inst.jobs:
+        columns.add(data.index, state.cheapest(inst, data, inst.unit, inst.free()).use)
+    solve = lambda program: worker.shared().call("linprog", program | {"method": "highs"}, 20)  # noqa: E731
+    free, wide = solve(columns.master(penalty)), solve(columns.boxed(penalty, zero, 1e6))
+    assert wide["value"] == pytest.approx(free["value"])
+    narrow = solve(columns.boxed(penalty, zero, 0.2))
+    prices = columns.prices(narrow["marginals"]).capacity
+    assert narrow["value"] < free["value"] and 0 < prices.max() <= 0.2 * inst.unit[inst.count > 0].mean() * (1 + 1e-9)
 
 
 def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
@@ -175,6 +244,16 @@ def test_a_job_is_dropped_where_its_value_is_below_its_cost():
     jobs = tuple(Job(name=f"v{value}", work=2.0, throughput=points, value=float(value)) for value in (1, 3))
     plan = schedule.solve(Problem(slots=4, pools=(Pool(name="p", count=2, price=1.0),), jobs=jobs), gap=0.0)
     assert plan.dropped == ["v1"] and plan.value == pytest.approx(1 + 2) and plan.cost == pytest.approx(2)
+
+
+def test_a_job_without_a_window_left_is_dropped_and_disturbs_nobody():
+    """What it follows cannot end before its deadline."""
+    problem = schedule.generate(6, 1, 24, 0.6, "C", seed=2).problem
+    point = Rate(pool=problem.pools[0].name, devices=1, rate=1 / 3600)
+    long = Job(name="long", work=5.0, throughput=(point,))
+    gone = Job(name="gone", work=1.0, throughput=(point,), value=9.0, deadline=5, after=("long",))
+    plan = schedule.solve(replace(problem, jobs=(*problem.jobs, long, gone)), gap=0.0, time_limit=3)
+    assert plan.dropped == ["gone"]
 
 
 def test_same_input_and_seed_give_the_same_plan():
@@ -278,7 +357,8 @@ def test_suggestions_are_the_least_that_helps():
     [
         ({"memory": 100.0}, "fits on no pool"),
         ({"counts": (3,)}, "fits on no pool"),
-        ({"deadline": 1}, "misses its deadline by 1 slots even alone"),
+        ({"deadline": 1}, "misses its deadline by 1 slot even alone"),
+        ({"work": 9.0}, "misses the horizon's end by 3 slots even alone"),
         ({"budget": 0.5}, "costs at least"),
     ],
 )
@@ -291,10 +371,16 @@ def test_cheap_tests_name_the_job(job, words):
     assert words in error.value.reasons[0] and error.value.reasons[0].startswith("j ")
 
 
-@pytest.mark.parametrize("arguments", [{"time_limit": 0}, {"gap": -1}, {"backend": "cp-sat"}])
+@pytest.mark.parametrize(
+    "arguments", [{"time_limit": 0}, {"time_limit": "3"}, {"gap": -1}, {"seed": "x"}, {"backend": "cp-sat"}]
+)
 def test_bad_arguments(arguments):
     with pytest.raises(ValueError, match="^solve: "):
         schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, **arguments)
+
+
+def test_no_time_limit_at_all():
+    assert schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, time_limit=float("inf"), gap=1.0).complete
 
 
 def test_no_private_module_of_scipy():

@@ -1,7 +1,9 @@
 """`bigmodel bench plan`: certified gaps on generated problems, modelling time included, and the planner's footprint.
 
 The goals are medians over 10 seeds at loads of 30, 60 and 85 %; docs/results/planner.json holds the recorded run.
-Each measurement is a process of its own, so that memory and start-up are its own too.
+Each measurement is a process of its own, so that memory and start-up are its own too. A run may be cut into parts that
+append to one file; what the file has for this commit is not measured again. The campaigns of random, infeasible and
+simulated problems are tests/schedule/campaign_*.py, which write to the same file.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from bigmodel.benchmarks.records import Records
 
 SIZES = ("20x3x48", "100x4x168", "200x5x168")
 FAMILIES = ("A", "B", "C")
 LOADS = (0.3, 0.6, 0.85)
+SEEDS = 10
 # Seconds, and the goal for the median gap; None: reported, no goal.
 GOALS: dict[tuple[str, str], tuple[float, float | None]] = {
     ("A", "20x3x48"): (5.0, 0.01),
@@ -112,25 +117,33 @@ def _line(family: str, size: str, load: float | None, mine: list[dict[str, Any]]
     )
 
 
-def run(quick: bool = False, path: Path | None = None) -> str:
-    """Measures everything, or with `quick` one seed of the smallest size; writes records to `path`; the tables."""
-    records = []
-    for size in SIZES[:1] if quick else SIZES:
-        for family in FAMILIES:
-            for load in LOADS:
-                for seed in range(1 if quick else 10):
-                    records.append(measure(size, family, load, seed))
-                    if path is not None:
-                        path.write_text(json.dumps(report(records), indent=1) + "\n")
-    seconds = import_seconds()
-    return f"{summary(records)}\n\nimport bigmodel.schedule and its solver, beyond scipy: {seconds:.2f} s"
+def run(
+    quick: bool = False, path: Path | None = None, sizes: Iterable[str] = SIZES, stop_after: float = float("inf")
+) -> str:
+    """Measures what `path` does not hold for this commit yet, and writes it there; the table of this commit's records.
 
+    Args:
+        quick: one seed of the smallest size.
+        sizes: of SIZES. stop_after: seconds after which no measurement is begun.
+    """
+    from bigmodel.benchmarks.run import commit
 
-def report(records: list[dict[str, Any]]) -> dict[str, Any]:
-    import scipy
-
-    machine = {"python": platform.python_version(), "scipy": scipy.__version__, "cores": os.cpu_count()}
-    return {"machine": machine, "records": records}
+    records = Records(path, commit(), stop_after)
+    # Seeds outermost: a run that is stopped has its seeds spread over all cells.
+    for seed in range(1 if quick else SEEDS):
+        for size in SIZES[:1] if quick else sizes:
+            for family in FAMILIES:
+                for load in LOADS:
+                    if not records.done():
+                        key = {"size": size, "family": family, "load": load, "seed": seed}
+                        records.measure("gaps", key, partial(measure, size, family, load, seed))
+    lines = [summary(records.of("gaps"))]
+    if not records.done():
+        record = records.measure("import", {}, lambda: {"seconds": round(import_seconds(), 3)})
+        lines.append(f"import bigmodel.schedule and its solver, beyond scipy: {record['seconds']:.2f} s")
+    else:
+        lines.append("stopped: the same command goes on from here")
+    return "\n\n".join(lines)
 
 
 if __name__ == "__main__":

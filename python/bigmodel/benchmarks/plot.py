@@ -44,6 +44,12 @@ def path_of(path: Path, group: str) -> Path:
     return path.with_name(f"{path.stem}-{group}{path.suffix}")
 
 
+def draw(report: Report, path: str | Path) -> None:
+    """The chart of a report as a PNG: its sweep, or where it has none its cases."""
+    swept = any(row.sweep for rows in report.measurements.values() for row in rows)
+    (save if swept else save_bars)(report, path)
+
+
 def save(report: Report, path: str | Path) -> None:
     """Draws the sweep of a report as a PNG: rows of panels for each kind of process, a panel per op, mode and dtype."""
     panels: dict[str, dict[tuple[str, str, str], list[Measurement]]] = {}

@@ -15,6 +15,7 @@ _HOMES = {
     "Problem": "problem",
     "Rate": "problem",
     "Running": "problem",
+    "Trace": "simulation",
     "Plan": "plan",
     "assign": "textbook",
     "check": "rules",
@@ -25,6 +26,7 @@ _HOMES = {
     "load": "files",
     "simulate": "simulation",
     "solve": "solver",
+    "trace": "simulation",
 }
 __all__ = list(_HOMES)
 

@@ -93,7 +93,7 @@ def _scales(problem: Problem, measure: str) -> dict[str, tuple[int, int]]:
     rows: dict[str, list[tuple[int, int]]] = {}
     for job in problem.jobs:
         key = job.name if measure == "fairness" else job.owner
-        rows.setdefault(key, []).append((problem.clock.release(job.release), rules.fastest_slots(problem, job)))
+        rows.setdefault(key, []).append((problem.clock.release(job.release), rules.alone_slots(problem, job)))
     scales = {}
     for key, pairs in rows.items():
         first = min(release for release, _ in pairs)

@@ -1,16 +1,18 @@
 """Lower bounds: the linear relaxation, and the Lagrangian bound that prices capacity and solves each job exactly.
 
-For any prices of capacity and limits that are not negative,
+For any prices of capacity, limits and order that are not negative,
 
     L = sum_j min(drop_j, cheapest schedule of j at those prices) - sum (price x capacity) - sum (price x limit)
+        - sum (price of order)
 
-is at most the cost of every plan, since a plan pays no more for capacity than there is. Precedence is left out but for
-the windows that it tightens.
+is at most the cost of every plan, since a plan pays no more for capacity than there is. Order: of job b before job a,
+at most one of "b ends after slot t" and "a starts by slot t" is true, so that a plan pays each slot's price at most
+once: b pays the prices of the slots before its end, a those of the slots from its start on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,11 +26,12 @@ _BUSY = 0.6  # share of its window in which a job is likely to run
 
 @dataclass
 class Prices:
-    """Multipliers: capacity (pools, slots), quotas (groups, slots), limits (limits,)."""
+    """Multipliers: capacity (pools, slots), quotas (groups, slots), limits (limits,), order (Instance.pairs, slots)."""
 
     capacity: np.ndarray
     quota: np.ndarray
     limit: np.ndarray
+    order: np.ndarray
 
     @classmethod
     def zero(cls, inst: Instance) -> Prices:
@@ -37,13 +40,14 @@ class Prices:
             np.zeros((len(inst.problem.pools), slots)),
             np.zeros((len(inst.groups), slots)),
             np.zeros(len(inst.stage.limits)),
+            np.zeros((len(inst.pairs), slots)),
         )
 
     def rent(self, inst: Instance) -> float:
         """What L takes off: the prices of all that there is, negative."""
         limits = sum(price * limit.most for price, limit in zip(self.limit, inst.stage.limits, strict=True))
         quotas = sum(float(row.sum()) * most for row, (_, most) in zip(self.quota, inst.groups, strict=True))
-        return -float((self.capacity * inst.count).sum() + quotas + limits)
+        return -float((self.capacity * inst.count).sum() + quotas + limits + self.order.sum())
 
     def shared(self, inst: Instance) -> np.ndarray:
         """What a device-hour pays for capacity and quotas, (pools, slots)."""
@@ -51,6 +55,18 @@ class Prices:
         for row, (members, _) in enumerate(inst.groups):
             total[list(members)] += self.quota[row]
         return total / inst.h
+
+    def ordered(self, inst: Instance, data: JobData) -> JobData:
+        """The job with what order makes its start and its end cost."""
+        late, early = data.late, data.early
+        for (before, after), price in zip(inst.pairs, self.order, strict=True):
+            if data.index in (before, after) and price.any():
+                until = np.concatenate([[0.0], np.cumsum(price)])
+                if data.index == before:
+                    late = late + until
+                else:
+                    early = early + until[-1] - until
+        return data if late is data.late and early is data.early else replace(data, late=late, early=early)
 
     def unit(self, inst: Instance, j: int, shared: np.ndarray) -> np.ndarray:
         """Job j's price of a device-hour, (pools, slots)."""
@@ -187,7 +203,8 @@ def read_prices(inst: Instance, marginals: np.ndarray) -> Prices:
     at += pools * slots
     quota = duals[at : at + len(inst.groups) * slots].reshape(len(inst.groups), slots)
     at += len(inst.groups) * slots
-    return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)])
+    order = np.zeros((len(inst.pairs), slots))
+    return Prices(capacity, quota, duals[at : at + len(inst.stage.limits)], order)
 
 
 def lagrangian(inst: Instance, prices: Prices, late=lambda: False, units: int | None = None) -> float:
@@ -204,6 +221,6 @@ def lagrangian(inst: Instance, prices: Prices, late=lambda: False, units: int | 
             window = {"first": data.first, "last": data.last}
             best = fill.cheapest(data, unit, free, inst.h, optimistic=True, **window)
         else:
-            best = cheapest(inst, data, unit, free, optimistic=True, units=units)
+            best = cheapest(inst, prices.ordered(inst, data), unit, free, optimistic=True, units=units)
         total += min(data.drop, best.cost)
     return float(total)

@@ -30,18 +30,18 @@ class Clock:
         return moment.astimezone(timezone.utc)
 
     def slot(self, moment: datetime) -> float:
-        return (moment - self.start) / timedelta(hours=self.slot_hours)
+        return (moment - self.start) / timedelta(hours=1) / self.slot_hours
 
     def release(self, when: int | str) -> int:
         """The first slot that begins at or after `when`."""
-        if isinstance(when, int):
-            return when
+        if not isinstance(when, str):
+            return int(when)
         return max(0, math.ceil(self.slot(self.instant(when, later=True)) - _ROUNDING))
 
     def deadline(self, when: int | str) -> int:
         """The slot before which what ends by `when` must end: rounded down, so no deadline is stretched."""
-        if isinstance(when, int):
-            return when
+        if not isinstance(when, str):
+            return int(when)
         return math.floor(self.slot(self.instant(when)) + _ROUNDING)
 
     def begins(self, slot: int) -> datetime:

@@ -19,9 +19,15 @@ from bigmodel.schedule.state import State, cheapest
 _EJECTIONS_PER_JOB = 12
 
 
-def construct(inst: Instance, prices: Prices, share: float = 1.0, tick: Callable[[], None] = lambda: None) -> State:
-    """A state with as many jobs in it as could be placed; `share` of the capacity's price is charged."""
-    state = State(inst)
+def construct(
+    inst: Instance,
+    prices: Prices,
+    share: float = 1.0,
+    tick: Callable[[], None] = lambda: None,
+    state: State | None = None,
+) -> State:
+    """`state`, or an empty one, with as many more jobs as could be placed; `share` of capacity's price is charged."""
+    state = State(inst) if state is None else state
     depth = _depth(inst)
     history = np.zeros_like(inst.unit)
     shared = prices.shared(inst) * share

@@ -24,21 +24,23 @@ def necessary(problem: Problem) -> list[str]:
     """What no plan can meet, found without a solver: jobs that fit nowhere, or not in time, or not in their budget."""
     reasons = []
     for job in problem.jobs:
-        if job.value is not None:
+        if rules.may_drop(problem, job):
             continue
         first, last = problem.window(job)
         hourly = [rates.hourly(job, pool) for pool in problem.pools]
-        there = [
-            {n: r for n, r in h.items() if n <= most} for h, most in zip(hourly, problem.count.max(axis=1), strict=True)
-        ]
+        most = problem.count[:, problem.now :].max(axis=1)
+        there = [{n: r for n, r in h.items() if n <= top} for h, top in zip(hourly, most, strict=True)]
         if not any(hourly):
             reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
         elif not any(there):
             least = min(n for h in hourly for n in h)
-            reasons.append(f"{job.name} needs at least {least} devices of one pool, more than any has")
+            devices = f"{least} device{'s' if least > 1 else ''}"
+            reasons.append(f"{job.name} needs at least {devices} of one pool, more than any has")
         elif rules.fastest_slots(problem, job) > last - first:
             short = rules.fastest_slots(problem, job) - (last - first)
-            reasons.append(f"{job.name} misses its deadline by {short} slots even alone on the fastest devices")
+            slots = f"{short} slot{'s' if short > 1 else ''}"
+            what = "the horizon's end" if job.soft or job.deadline is None else "its deadline"
+            reasons.append(f"{job.name} misses {what} by {slots} even alone on the fastest devices")
         elif job.budget is not None:
             least_cost = _least_cost(problem, job, there)
             if least_cost + job.spent > job.budget * (1 + rules.TOLERANCE):
@@ -61,7 +63,7 @@ class _Cure:
 
     size: float
     text: str
-    reason: str
+    reasons: list[str]
     problem: Problem
 
 
@@ -78,8 +80,10 @@ def infeasible(problem: Problem, reasons: list[str], seconds: float) -> Infeasib
         cures = [cure] if cure is not None else []
     cures.sort(key=lambda cure: cure.size)
     told = list(reasons)
-    told += [cure.reason for cure in cures if cure.reason and cure.reason not in told]
-    return Infeasible(told, [cure.text for cure in cures[:3]])
+    for reason in [reason for cure in cures for reason in cure.reasons]:
+        if not any(known.startswith(reason) for known in told):
+            told.append(reason)
+    return Infeasible(told, [cure.text for cure in cures[:3]], [cure.problem for cure in cures[:3]])
 
 
 def _cure(problem: Problem, elastic: Elastic, end: float) -> _Cure | None:
@@ -135,7 +139,7 @@ def _read(problem: Problem, model: Model, x: np.ndarray, elastic: Elastic) -> _C
         texts += text
     if not texts:
         return None
-    return _Cure(size, " and ".join(texts), "; ".join(reasons), changed)
+    return _Cure(size, " and ".join(texts), reasons, changed)
 
 
 def _deadlines(problem: Problem, schedules) -> tuple[Problem, list[str], list[str]]:
@@ -167,9 +171,8 @@ def _capacity(problem: Problem, taken: dict) -> tuple[Problem, list[str]]:
         slots = np.flatnonzero(extra[p])
         hours = extra[p].sum() * problem.slot_hours
         most, name = extra[p].max(), pools[p].name
-        texts.append(
-            f"{hours:g} more {name}-hours before slot {slots[-1] + 1} (up to {most} more devices from slot {slots[0]})"
-        )
+        devices = f"up to {most} more device{'s' if most > 1 else ''} from slot {slots[0]}"
+        texts.append(f"{hours:g} more {name}-hours before slot {slots[-1] + 1} ({devices})")
         pools[p] = replace(pools[p], count={"slots": (problem.count[p] + extra[p]).tolist()})
     for name, limit in quotas.items():
         if limit > problem.quotas[name]:

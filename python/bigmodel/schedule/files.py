@@ -33,8 +33,8 @@ def load(path: str | Path) -> Problem:
     path = Path(path)
     if path.suffix not in (".toml", ".json"):
         raise ValueError(f"{path}: a problem is a .toml or a .json file.")
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else toml().loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
@@ -56,11 +56,11 @@ def dump(problem: Problem, path: str | Path) -> None:
     """Writes a problem to a .toml or .json file that `load` reads back equal."""
     path = Path(path)
     if path.suffix == ".json":
-        path.write_text(json.dumps(to_dict(problem), indent=1) + "\n")
+        path.write_text(json.dumps(to_dict(problem), indent=1) + "\n", encoding="utf-8")
     elif path.suffix == ".toml":
         import tomli_w
 
-        path.write_text(tomli_w.dumps(to_dict(problem)))
+        path.write_text(tomli_w.dumps(to_dict(problem)), encoding="utf-8")
     else:
         raise ValueError(f"{path}: a problem is a .toml or a .json file.")
 

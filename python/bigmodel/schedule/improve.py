@@ -46,7 +46,8 @@ class Improver:
             seed = int(self.rng.choice(missing))
         else:
             seed = int(self.rng.integers(len(jobs)))
-        near = [data for data in jobs if data.last > jobs[seed].first and data.first < jobs[seed].last]
+        # A job that may be dropped can have no window left.
+        near = [d for d in jobs if max(d.first, jobs[seed].first) < min(d.last, jobs[seed].last)]
         overlap = np.array(
             [
                 (min(data.last, jobs[seed].last) - max(data.first, jobs[seed].first)) / (data.last - data.first)

@@ -31,7 +31,7 @@ class Stage:
     weights: dict[str, float]
     ends: tuple[int, ...]
     limits: tuple[Limit, ...] = ()
-    drops: bool = True  # whether jobs with a value may be dropped
+    drops: frozenset[int] = frozenset()  # jobs that may be dropped
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class JobData:
     second: np.ndarray  # billed by the second
     drop: float  # what dropping it costs in this stage; inf where it may not be
     late: np.ndarray  # (slots + 1,): what ending at each slot costs in this stage
+    early: np.ndarray  # (slots + 1,): what starting at each slot costs; 0 but for prices of precedence
     running: int | None  # the configuration in which it runs at Problem.now
     after: tuple[int, ...]
 
@@ -75,6 +76,16 @@ class Instance:
     def h(self) -> float:
         return self.problem.slot_hours
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(job, its successor) whose order can be priced: neither mixes pools, and the successor has not begun."""
+        return [
+            (before, data.index)
+            for data in self.jobs
+            for before in data.after
+            if not (data.job.mix_pools or self.jobs[before].job.mix_pools or data.job.started or data.job.running)
+        ]
+
     def free(self) -> np.ndarray:
         """Devices that one job could take alone, (pools, slots)."""
         count = self.count.copy()
@@ -90,7 +101,8 @@ def stage_for(problem: Problem, weights: dict[str, float]) -> Stage:
     for name, most, members in rules.budgets(problem):
         spent = sum(problem.jobs[j].spent for j in members)
         limits.append(Limit(name, tuple(members), {"cost": 1.0}, most - spent))
-    return Stage(weights, ends, tuple(limits), drops=weights.get("cost", 0) > 0)
+    drops = frozenset(j for j, job in enumerate(problem.jobs) if rules.may_drop(problem, job))
+    return Stage(weights, ends, tuple(limits), drops)
 
 
 def build(problem: Problem, stage: Stage) -> Instance:
@@ -117,7 +129,7 @@ def _windows(problem: Problem, stage: Stage) -> tuple[list[int], list[int]]:
         for before in problem.jobs[j].after:
             first[j] = max(first[j], first[index[before]] + least[index[before]])
     for j in reversed(_topological(problem)):
-        if problem.jobs[j].value is None:
+        if j not in stage.drops:
             for before in problem.jobs[j].after:
                 last[index[before]] = min(last[index[before]], last[j] - least[j])
     return first, last
@@ -148,8 +160,9 @@ def _job(problem: Problem, stage: Stage, j: int, first: int, last: int) -> JobDa
     weight = stage.weights.get("lateness", 0.0) * job.priority
     late = np.array([weight * rules.late_hours(problem, job, end) for end in range(problem.slots + 1)])
     drop = np.inf
-    if job.value is not None and stage.drops:
-        drop = stage.weights.get("cost", 0.0) * job.value
+    if j in stage.drops:
+        moved = problem.stability if job.running is not None else 0.0
+        drop = stage.weights.get("cost", 0.0) * ((job.value or 0.0) + moved)
     running = None
     if job.running is not None:
         same = (pools == problem.pool_index(job.running.pool)) & (devices == job.running.devices)
@@ -168,6 +181,7 @@ def _job(problem: Problem, stage: Stage, j: int, first: int, last: int) -> JobDa
         second=second.astype(bool),
         drop=drop,
         late=late,
+        early=np.zeros(problem.slots + 1),
         running=running,
         after=tuple(index[before] for before in job.after),
     )

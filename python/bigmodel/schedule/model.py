@@ -195,15 +195,18 @@ class Model:
         if running is None or not job.x.shape[1]:
             return
         stability = inst.problem.stability * inst.stage.weights.get("cost", 0.0)
+        drop = [job.drop] if job.drop >= 0 else []
+        if stability:
+            kept = [self._new(stability, whole=False), *drop, *([job.x[stays, 0]] if stays is not None else [])]
+            self._row(kept, [1.0] * len(kept), 1, np.inf)
         if stays is None:
             return
-        self._cost[job.x[stays, 0]] -= 0.0 if self.elastic else stability
         if running.setup_left:
             work.append((job.x[stays, 0], -job.data.rate[stays] * running.setup_left / job.data.work))
         least = job.x.shape[1] if not job.data.job.preemptible else max(0, job.data.job.min_run - running.slots)
         assert job.done is not None
         for i in range(min(least, job.x.shape[1])):
-            self._row([job.x[stays, i], job.done[i]], [1, 1], 1, np.inf)
+            self._row([job.x[stays, i], job.done[i], *drop], [1.0] * (2 + len(drop)), 1, np.inf)
 
     def _mixed(self, job: _Job, work: list) -> None:
         """One integer per pool and slot where the rate is linear in devices, else one binary per count."""

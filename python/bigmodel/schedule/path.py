@@ -13,6 +13,7 @@ A start commits to max(min_run, slots of set-up) slots, in which the job may onl
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,10 +22,13 @@ import numpy as np
 from bigmodel.schedule.instance import JobData
 
 # Units of the grid in a slot's work of the slowest configuration. A bound gives away half a unit per slot: 24 units
-# gave away 1 %, 200 gave 0.05 % and took 1.5 times as long.
+# gave away 1 %, 200 gave 0.05 to 0.3 % and took 1.5 times as long. Where nothing ties slots together a table is one
+# vector per slot and not one per slot and configuration, so that it may be finer.
 UNITS_PER_SLOT = {"up": 200, "near": 24, "down": 64}
-MOST_UNITS = 25000
+FINE = 800
+MOST_UNITS = {"tied": 25_000, "free": 100_000}
 _EPS = 1e-9
+_Held = tuple[np.ndarray, list[int]]  # as Table._held returns it
 
 
 @dataclass(frozen=True)
@@ -39,50 +43,88 @@ class _Short(Exception):
     """Rounded "near", the grid let a schedule end before its real work was done."""
 
 
+class _Scratch(threading.local):
+    """Memory that the tables of a thread take turns in: its first touch cost a quarter of a table's time."""
+
+    room = np.empty(0)
+
+    def tables(self, count: int, shape: tuple[int, int]) -> np.ndarray:
+        size = count * shape[0] * shape[1]
+        if len(self.room) < size:
+            self.room = np.empty(size)
+        return self.room[:size].reshape(count, *shape)
+
+
+_scratch = _Scratch()
+
+
 class Table:
-    """The values of one job at given prices.
+    """The values of one job at given prices; to be used before the next one is made.
 
     unit: currency per device-hour, (pools, slots). free: devices left, (pools, slots). first, last: the window.
+    like: a schedule that resembles the one sought; the grid is chosen so that what it uses rounds least.
     """
 
     def __init__(
-        self, data: JobData, unit, free, h: float, *, rounding: str, first: int, last: int, stability=0.0, units=None
-    ):
+        self, data: JobData, unit, free, h: float, *, rounding: str, first: int, last: int, stability=0.0, units=None,
+        like: Schedule | None = None,
+    ):  # fmt: skip
         self.data, self.h, self.first, self.last = data, h, first, last
         self.rounding, self.stability = rounding, stability
         slots = np.arange(first, last)
         usable = free[data.pool][:, slots] >= data.devices[:, None]
         price = unit[data.pool][:, slots] * data.devices[:, None] * h
         self.price = np.where(usable, price, np.inf).tolist()  # lists: reading one number is most of what is done
+        self._reach = _finite(usable)
         self.late = data.late.tolist()
         self.keep = [k for k in range(len(data.pool)) if usable[k].any()]
-        self.units, self.step = self._grid(units or UNITS_PER_SLOT[rounding])
+        self.loss = data.startup + data.job.restart
+        self.units, self.step = self._grid(units or UNITS_PER_SLOT[rounding], like)
         self.idle = np.full((last - first + 1, self.units + 1), np.inf)
         self.idle[:, 0] = 0.0
-        self.loss = data.startup + data.job.restart
-        self.runs = {k: self.idle.copy() for k in self.keep if self.loss[k] > 0 or data.job.min_run > 1}
+        tied = [k for k in self.keep if self.loss[k] > 0 or data.job.min_run > 1]
+        self.runs = dict(zip(tied, _scratch.tables(len(tied), self.idle.shape), strict=True))
+        for run in self.runs.values():
+            run[-1] = self.idle[-1]
         self._plans = {k: self._commit(k, float(self.loss[k])) for k in self.keep}
-        self._rate = data.rate.tolist()
-        self._second = data.second.tolist()
         self._on = {k: [(self._rounded(data.rate[k] * h), 0.0)] for k in self.keep}
-        self._shares: dict[tuple[int, float], np.ndarray] = {}
+        self._late_any = bool(data.late.any())
+        starts = {k: self._held(k, self._plans[k]) for k in self.keep}
+        stays = {k: self._held(k, self._on[k]) for k in self.runs}
         for s in range(last - first - 1, -1, -1):
-            self._fill(s)
+            self._fill(s, starts, stays)
 
-    def _grid(self, per_slot: int) -> tuple[int, float]:
+    def _grid(self, per_slot: int, like: Schedule | None) -> tuple[int, float]:
         """Units of work and the size of one, chosen so that the rates round little."""
         data = self.data
         if not self.keep:
             return 1, data.work
         gains = data.rate[self.keep] * self.h
-        finest = max(gains.min() / per_slot, data.work / MOST_UNITS)
-        steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.rounding == "up" else 32)
+        finest = max(gains.min() / per_slot, data.work / MOST_UNITS["tied" if data.switches else "free"])
+        if like is not None and like.use:
+            steps = self._matched(finest, like)
+        else:
+            steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if self.rounding == "up" else 32)
         units = gains[None, :] / steps[:, None]
         whole = {"up": np.ceil(units), "near": np.round(units), "down": np.floor(units)}[self.rounding]
         error = np.abs(whole / units - 1)
         step = float(steps[np.argmin(error.mean(axis=1))])
         count = data.work / step
         return max(1, math.floor(count + _EPS) if self.rounding == "up" else math.ceil(count - _EPS)), step
+
+    def _matched(self, finest: float, like: Schedule) -> np.ndarray:
+        """Of the steps that divide the work, the 8 by which the rates and the starts of `like` are favoured least."""
+        data = self.data
+        count = math.ceil(data.work / finest - _EPS)
+        counts = np.arange(max(1, math.floor(count / 1.4)), count + 1)
+        favour, before = np.zeros(len(counts)), (-2, -1, -1)
+        for slot, p, n in like.use:
+            k = int(np.flatnonzero((data.pool == p) & (data.devices == n))[0])
+            lost = 0.0 if before == (slot - 1, p, n) else self.loss[k]
+            units = max(0.0, self.h - lost) * data.rate[k] / data.work * counts
+            favour += np.ceil(units - _EPS) - units
+            before = (slot, p, n)
+        return data.work / counts[np.argsort(favour / counts, kind="stable")[:8]]
 
     def _rounded(self, work: float) -> int:
         units = work / self.step
@@ -94,6 +136,7 @@ class Table:
         """(units done, hours lost in the slot) after each slot that a start commits to."""
         rate, h = self.data.rate[k], self.h
         slots = max(self.data.job.min_run if least is None else least, math.ceil(loss / h - _EPS), 1)
+        slots = min(slots, self.last - self.first)  # what reaches past the window is never finished
         done = [max(0.0, q * h - loss) * rate for q in range(slots + 1)]
         return [(self._rounded(done[q + 1]), min(h, max(0.0, loss - q * h))) for q in range(slots)]
 
@@ -104,50 +147,52 @@ class Table:
             hours = min(self.h, lost + units * (self.step / self.data.rate[k]))
         return self.price[k][s] * (hours / self.h) + self.late[self.first + s + 1]
 
-    def _started(self, k: int, s: int, plan: list[tuple[int, float]], best: np.ndarray) -> None:
-        """Lowers `best`, costs by units left, to those of starting configuration k in slot s."""
-        paid, before, units = 0.0, 0, self.units
+    def _held(self, k: int, plan: list[tuple[int, float]]) -> _Held:
+        """(slots, units) the share of each slot of a plan that is held when 1, 2, ... units are left, and how many
+        units end in each slot."""
+        most = min(plan[-1][0], self.units)
+        held = np.ones((len(plan), most))
+        before, ends = 0, []
         for q, (done, lost) in enumerate(plan):
-            if s + q >= self.last - self.first:
-                return
-            price = self.price[k][s + q]
-            if price == np.inf:
-                return
-            top = min(done, units)
-            if top > before:
-                late = self.late[self.first + s + q + 1]
-                part = best[before + 1 : top + 1]
-                if self._second[k]:
-                    np.minimum(part, self._hours(k, lost)[: top - before] * price + (paid + late), out=part)
-                else:
-                    np.minimum(part, paid + price + late, out=part)
-                before = top
-            paid += price
-        if before < units:
-            after = self.runs.get(k, self.idle)[s + len(plan)]
-            part = best[before + 1 :]
-            np.minimum(part, after[1 : units - before + 1] + paid, out=part)
+            top = min(done, most)
+            if self.data.second[k]:
+                units = np.arange(1, top - before + 1)
+                held[q, before:top] = np.minimum(1.0, (lost + units * (self.step / self.data.rate[k])) / self.h)
+            held[q + 1 :, before:top] = 0.0
+            ends.append(top - before)
+            before = top
+        return held, ends
 
-    def _hours(self, k: int, lost: float) -> np.ndarray:
-        """The share of a slot held when 1, 2, ... units are left after `lost` hours of it."""
-        known = self._shares.get((k, lost))
-        if known is None:
-            most = self._rounded((self.h - lost) * self.data.rate[k]) + 2
-            units = np.arange(1, most + 1)
-            known = np.minimum(1.0, (lost + units * (self.step / self.data.rate[k])) / self.h)
-            self._shares[k, lost] = known
-        return known
+    def _started(self, k: int, s: int, plan: _Held, best: np.ndarray) -> None:
+        """Lowers `best`, costs by units left, to those of configuration k held from slot s on for a plan's slots."""
+        held, ends = plan
+        slots, most = held.shape
+        if self._reach[k][s] < slots:
+            slots = self._reach[k][s]  # what does not end before the devices or the window do is not possible
+            most = sum(ends[:slots])
+            held = held[:slots, :most]
+        paid = self.price[k][s : s + slots]
+        cost = held[0] * paid[0] if slots == 1 else np.dot(paid, held)
+        if self._late_any:
+            late = self.data.late[self.first + s + 1 : self.first + s + slots + 1]
+            cost += np.repeat(late, ends[:slots])
+        part = best[1 : most + 1]
+        np.minimum(part, cost, out=part)
+        if slots == len(ends) and most < self.units:
+            after = self.runs.get(k, self.idle)[s + slots]
+            part = best[most + 1 :]
+            np.minimum(part, after[1 : self.units - most + 1] + sum(paid), out=part)
 
-    def _fill(self, s: int) -> None:
+    def _fill(self, s: int, starts: dict[int, _Held], stays: dict[int, _Held]) -> None:
         idle = self.idle[s]
         idle[:] = self.idle[s + 1]
         for k in self.keep:
             if self.price[k][s] < np.inf:
-                self._started(k, s, self._plans[k], idle)
+                self._started(k, s, starts[k], idle)
         for k, run in self.runs.items():
             run[s] = idle
             if self.price[k][s] < np.inf:
-                self._started(k, s, self._on[k], run[s])
+                self._started(k, s, stays[k], run[s])
 
     # --- the schedule -------------------------------------------------------------------------------------------------
 
@@ -174,14 +219,19 @@ class Table:
     def _first_starts(self) -> list[tuple[float, tuple]]:
         """The cheapest start of every configuration in every slot, the first losing no restart."""
         restart = self.data.job.restart if self.data.job.started else 0.0
-        if restart == self.data.job.restart:  # the first start is like any other
+        early = self.data.early
+        if restart == self.data.job.restart and not early.any():  # the first start is like any other
             step = self._next(-1, 0, self.units)
             return [] if step is None else [(float(self.idle[0][self.units]), ("start", *step))]
         found = []
         for k in self.keep:
             plan = self._commit(k, float(self.data.startup[k]) + restart)
             cost, s = min(
-                ((self._cost(k, s, plan, self.units), s) for s in range(self.last - self.first)), default=(np.inf, 0)
+                (
+                    (self._cost(k, s, plan, self.units) + early[self.first + s], s)
+                    for s in range(self.last - self.first)
+                ),
+                default=(np.inf, 0),
             )
             found.append((cost, ("start", k, plan, s)))
         return found
@@ -229,6 +279,14 @@ class Table:
         return None if cost == np.inf else (k, self._plans[k], s)
 
 
+def _finite(usable: np.ndarray) -> list[list[int]]:
+    """How many slots from each on are usable without a break, by configuration."""
+    reach = np.zeros((usable.shape[0], usable.shape[1] + 1), dtype=int)
+    for s in range(usable.shape[1] - 1, -1, -1):
+        reach[:, s] = np.where(usable[:, s], reach[:, s + 1] + 1, 0)
+    return reach.tolist()
+
+
 def unbroken(data: JobData, unit, free, h: float, first: int, last: int, stability: float = 0.0) -> Schedule:
     """The cheapest unbroken run of a job that is not preemptible: exact, by sums over every start."""
     best = np.inf
@@ -251,6 +309,7 @@ def unbroken(data: JobData, unit, free, h: float, first: int, last: int, stabili
             run = price[s - first : s - first + length]
             if len(run) == length:
                 cost = run[:-1].sum() + (run[-1] * part if run[-1] < np.inf else np.inf) + data.late[s + length]
+                cost += data.early[s]
                 if cost < best:
                     best, use = cost, tuple((s + i, int(p), int(n)) for i in range(length))
     if data.job.running is not None and data.running is None:

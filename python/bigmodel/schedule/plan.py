@@ -32,6 +32,16 @@ class StageResult:
             return 0.0
         return (self.value - self.bound) / abs(self.value) if self.value else np.inf
 
+    @property
+    def proven(self) -> str:
+        """Bound and gap in words."""
+        return f"at least {self.bound:.4g} (gap {self.gap:.2%})" if np.isfinite(self.gap) else "nothing proven yet"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON has no infinity: what is not proven is null."""
+        proven = {"bound": self.bound, "gap": self.gap} if np.isfinite(self.gap) else {"bound": None, "gap": None}
+        return {"measure": self.measure, "value": self.value, **proven}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -73,6 +83,11 @@ class Plan:
     def cost(self) -> float:
         """Currency, from Problem.now on; without fixed costs and without the value of dropped jobs."""
         return sum(job.cost for job in self.account.jobs)
+
+    @property
+    def stability_cost(self) -> float:
+        """What moving running jobs weighs in the objective besides their restarts; in no budget and no bill."""
+        return rules.stability_cost(self.problem, self.account.jobs)
 
     @property
     def fixed_cost(self) -> float:
@@ -181,9 +196,10 @@ class Plan:
             "status": self.status,
             "complete": self.complete,
             "seconds": round(self.seconds, 3),
-            "stages": [{"measure": s.measure, "value": s.value, "bound": s.bound, "gap": s.gap} for s in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
             "cost": self.cost,
             "fixed_cost": self.fixed_cost,
+            "stability_cost": self.stability_cost,
             "carbon_kg": self.carbon,
             "dropped": self.dropped,
             "notes": list(self.notes),

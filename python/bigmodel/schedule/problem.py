@@ -155,7 +155,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name in ("pools", "jobs"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         from bigmodel.schedule import validate
 
         validate.problem(self)
@@ -178,7 +179,7 @@ class Problem:
         """Currency per device-hour, shape (pools, slots)."""
         from bigmodel.schedule import series
 
-        return series.of_pools(self, "price")
+        return series.averages(self, "price")
 
     @cached_property
     def carbon(self):
@@ -188,7 +189,7 @@ class Problem:
         from bigmodel.schedule import series
 
         kw = np.array([pool.kw * pool.pue for pool in self.pools])
-        return series.of_pools(self, "carbon") * kw[:, None] / 1000.0
+        return series.averages(self, "carbon") * kw[:, None] / 1000.0
 
     @cached_property
     def expanded(self) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bigmodel.schedule.problem import Job, Pool
+    from bigmodel.schedule.problem import Job, Pool, Rate
 
 
 def points(job: Job, pool: str) -> list[tuple[int, float]]:
@@ -19,6 +19,14 @@ def interpolate(known: list[tuple[int, float]], devices: int) -> float:
         if below < devices <= above:
             return low + (high - low) * (devices - below) / (above - below)
     return 0.0
+
+
+def behind(job: Job, pool: str, devices: int) -> list[Rate]:
+    """The points that a rate on `devices` comes from: its own, or its neighbours."""
+    known = sorted((point for point in job.throughput if point.pool == pool), key=lambda point: point.devices)
+    below = [point for point in known if point.devices <= devices][-1:]
+    above = [point for point in known if point.devices >= devices][:1]
+    return below if below == above else below + above
 
 
 def slowdown(job: Job, pool: Pool) -> float:

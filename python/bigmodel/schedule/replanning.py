@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,8 @@ class Changes:
 
     progress: work done since the job began, by job; without it, what was planned. throughput: points that replace a
     job's own on the same pools. failed: jobs that stopped (without progress, half a checkpoint's interval is lost).
-    cancelled: jobs that end. gone: pools without devices from now on. prices, counts: per-slot values of pools.
-    deadlines: by job. jobs: new ones.
+    cancelled: jobs that end; what follows them no longer waits. gone: pools without devices from now on. prices,
+    counts: per-slot values of pools. deadlines: by job; None takes one away. jobs: new ones.
     """
 
     progress: Mapping[str, float] = field(default_factory=dict)
@@ -38,9 +39,9 @@ class Changes:
 
 
 def replan(
-    plan: Plan, now: int, changes: Changes | Mapping[str, Any] | None = None, *, stability=None, **options
+    plan: Plan, now: When, changes: Changes | Mapping[str, Any] | None = None, *, stability=None, **options
 ) -> Plan:
-    """Plans the rest of `plan` from slot `now` on.
+    """Plans the rest of `plan` from slot `now` on; of an ISO time, from the first slot that begins at or after it.
 
     The new plan's problem holds the jobs that are not done; its allocation before `now`, and its `past`, are what was.
     A hard deadline that can no longer be met is noted and becomes "as soon as possible": lateness is minimised first.
@@ -52,21 +53,27 @@ def replan(
     Raises:
         ValueError: an unknown job or pool in `changes`, or nothing is left to do. Infeasible, Unknown: as `solve`.
     """
-    from bigmodel.schedule.solver import solve
+    from bigmodel.schedule.solver import TIME_LIMIT, solve
 
-    changes = changes if isinstance(changes, Changes) else Changes(**(changes or {}))
+    begin = time.monotonic()
+    changes = changes if isinstance(changes, Changes) else _changes(changes or {})
+    now = plan.problem.clock.release(now) if isinstance(now, str) else now
     problem, rows, past = remaining(plan, now, changes)
     if stability is not None:
         problem = replace(problem, stability=stability)
     late = [job.name for job in problem.jobs if not job.soft and _hopeless(problem, job)]
     notes = [f"{name}: its deadline can no longer be met; it ends as soon as possible" for name in late]
+    notes += _freed(plan.problem, problem, changes)
     problem = _soften(problem, late)
+    hard = [job.name for job in problem.jobs if not job.soft and job.deadline is not None]
     try:
-        found = solve(problem, **options)
+        found = solve(problem, **options | ({"explain": False} if hard else {}))
     except Infeasible:
-        hard = [job.name for job in problem.jobs if not job.soft and job.deadline is not None]
+        if not hard:
+            raise
         problem = _soften(problem, hard)
-        found = solve(problem, **options)
+        left = options.get("time_limit", TIME_LIMIT) - (time.monotonic() - begin)
+        found = solve(problem, **options | {"time_limit": max(left, 0.1)})
         missed = [name for name in hard if name in found.finish and _is_late(problem, name, found.finish[name])]
         notes += [f"{name}: its deadline can no longer be met beside the others; it ends late" for name in missed]
     allocation = found.allocation.copy()
@@ -89,33 +96,59 @@ def remaining(plan: Plan, now: int, changes: Changes) -> tuple[Problem, np.ndarr
     account = rules.check(old, before)
     pools = [_pool(old, p, now, changes) for p in range(len(old.pools))]
     counts = replace(old, pools=tuple(pools), jobs=old.jobs).count
-    jobs, rows = [], []
-    finished = set(changes.cancelled)
+    jobs: list[Job] = []
+    rows: list[np.ndarray] = []
+    gone: list[tuple[Job, rules.JobAccount]] = []
+    finished = set(changes.cancelled) | {row["job"] for row in plan.past} - {job.name for job in old.jobs}
     for j, job in enumerate(old.jobs):
-        if job.name in changes.cancelled:
-            continue
-        current = _job(old, job, account.jobs[j], now, changes, counts)
+        cancelled = job.name in changes.cancelled
+        current = None if cancelled else _job(old, job, account.jobs[j], now, changes, counts)
         if current is None:
             finished.add(job.name)
+            gone.append((job, account.jobs[j]))
         else:
             jobs.append(current)
             rows.append(plan.allocation[j, :, :now])
-    for job in changes.jobs:
-        jobs.append(job)
-        rows.append(np.zeros((len(pools), now), dtype=np.int64))
+    jobs += changes.jobs
     if not jobs:
         raise ValueError("replan: every job is done or cancelled, so nothing is left to plan.")
     jobs = [replace(job, after=tuple(name for name in job.after if name not in finished)) for job in jobs]
+    # What runs although its predecessor turns out not to be done has to stop.
+    jobs = [replace(job, running=None) if job.after else job for job in jobs]
     owners = {job.owner for job in jobs}
-    gone = [done for job, done in zip(old.jobs, account.jobs, strict=True) if job.name not in {j.name for j in jobs}]
-    budget = None if old.budget is None else max(0.0, old.budget - sum(done.cost for done in gone))
+    budget = None if old.budget is None else max(0.0, old.budget - sum(job.spent + done.cost for job, done in gone))
     budgets = {owner: limit for owner, limit in old.budgets.items() if owner in owners}
-    for job, done in zip(old.jobs, account.jobs, strict=True):
-        if done in gone and job.owner in budgets:
+    for job, done in gone:
+        if job.owner in budgets:
             budgets[job.owner] = max(0.0, budgets[job.owner] - job.spent - done.cost)
-    problem = replace(old, pools=tuple(pools), jobs=tuple(jobs), now=now, budget=budget, budgets=budgets)
-    past = [row | {"last": min(row["last"], now)} for row in plan.rows() if row["first"] < now]
-    return problem, np.array(rows), [*plan.past, *past]
+    changed = replace(old, pools=tuple(pools), jobs=tuple(jobs), now=now, budget=budget, budgets=budgets)
+    problem = changed.expanded
+    rows += [np.zeros((len(pools), now), dtype=np.int64)] * (len(problem.jobs) - len(rows))
+    return problem, np.array(rows), [*plan.past, *replace(plan, allocation=before).rows()]
+
+
+def _changes(given: Mapping[str, Any]) -> Changes:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"replan: changes: must be a table or Changes, got {given!r}.")
+    known = [field.name for field in fields(Changes)]
+    for name, value in given.items():
+        validate.choice(name, "replan: changes", known)
+        wanted = Mapping if name in ("progress", "throughput", "prices", "counts", "deadlines") else (list, tuple, set)
+        if not isinstance(value, wanted):
+            kind = "a table" if wanted is Mapping else "a list"
+            raise ValueError(f"replan: changes.{name}: must be {kind}, got {value!r}.")
+    return Changes(**given)
+
+
+def _freed(old: Problem, new: Problem, changes: Changes) -> list[str]:
+    """What no longer waits, since a job that it followed was cancelled."""
+    left = {job.name for job in new.jobs}
+    return [
+        f"{job.name}: it no longer waits for {before}, which was cancelled"
+        for job in old.jobs
+        for before in job.after
+        if job.name in left and before in changes.cancelled
+    ]
 
 
 def _known(problem: Problem, changes: Changes) -> None:
@@ -148,6 +181,8 @@ def _job(old: Problem, job: Job, done: rules.JobAccount, now: int, changes: Chan
         lost = rates.hourly(job, old.pools[p]).get(n, 0.0) * job.checkpoint_every / 2
         work = max(job.done, work - lost)
     work = changes.progress.get(job.name, work)
+    if job.name in changes.progress:
+        validate.number(work, f"replan: changes.progress.{job.name}")
     if work >= job.work * (1 - rules.TOLERANCE):
         return None
     points = list(job.throughput)
@@ -212,11 +247,11 @@ def _moves(plan: Plan) -> list[str]:
     for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
         if job.running is None or not rules.moved(problem, job, done.runs):
             continue
-        where = "is paused" if not done.runs or done.runs[0].first > problem.now else "moves"
-        lost = done.runs[0].lost_hours if done.runs else 0.0
-        price = 0.0
+        where, lost, price = "is dropped", 0.0, 0.0
         if done.runs:
+            where = "is paused" if done.runs[0].first > problem.now else "moves"
             p, n = done.runs[0].devices[0]
+            lost = done.runs[0].lost_hours
             price = lost * n * problem.price[p, done.runs[0].first]
         told.append(
             f"{job.name} {where} from {job.running.devices} x {job.running.pool}: {lost:g} h lost to set-up, "

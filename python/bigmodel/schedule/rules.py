@@ -128,22 +128,40 @@ def stability_cost(problem: Problem, jobs: list[JobAccount]) -> float:
     return problem.stability * sum(moved(problem, job, done.runs) for job, done in pairs)
 
 
+def may_drop(problem: Problem, job: Job) -> bool:
+    """A job with a value may be left out where its loss counts: cost has a weight, or comes first, or only lateness
+    comes before it. A job whose deadline is soft is not dropped to keep lateness low."""
+    if job.value is None:
+        return False
+    objective = problem.objective
+    if objective.weights:
+        return objective.weights.get("cost", 0.0) > 0
+    return objective.order[0] == "cost" or objective.order[:2] == ("lateness", "cost") and not job.soft
+
+
 def fastest_slots(problem: Problem, job: Job) -> int:
-    """Slots that the job's remaining work takes alone, on its fastest pool and count."""
-    best = problem.slots + 1
-    total = 0.0
+    """Slots that the job's remaining work takes alone, on its fastest pool and count: no plan takes fewer."""
+    # What runs may go on without loss; what has begun and does not run loses its restart first.
+    setup = 0.0 if job.running is not None else job.restart if job.started else 0.0
+    return _fastest(problem, job, job.work - job.done, problem.count[:, problem.now :], setup, job.running is None)
+
+
+def alone_slots(problem: Problem, job: Job) -> int:
+    """Slots of the fastest possible run alone, of the whole job: what slowdowns are measured by."""
+    return _fastest(problem, job, job.work, problem.count, 0.0, True)
+
+
+def _fastest(problem: Problem, job: Job, work: float, count: np.ndarray, setup: float, starts: bool) -> int:
+    hours = []
+    rate = 0.0
     for p, pool in enumerate(problem.pools):
-        hourly = rates.hourly(job, pool)
-        hourly = {n: rate for n, rate in hourly.items() if n <= problem.count[p].max()}
-        if hourly and job.mix_pools:
-            total += max(hourly.values())
-        elif hourly:
-            startup = 0.0 if job.running is not None else pool.startup_hours  # what runs may go on
-            hours = startup + (job.work - job.done) / max(hourly.values())
-            best = min(best, int(np.ceil(hours / problem.slot_hours - TOLERANCE)))
-    if total:
-        best = int(np.ceil((job.work - job.done) / total / problem.slot_hours - TOLERANCE))
-    return max(best, 1)
+        fits = [rate for n, rate in rates.hourly(job, pool).items() if n <= count[p].max()]
+        if fits:
+            rate += max(fits)
+            hours.append(setup + (pool.startup_hours if starts else 0.0) + work / max(fits))
+    if job.mix_pools and rate:
+        hours = [work / rate]
+    return max(1, int(np.ceil(min(hours) / problem.slot_hours - TOLERANCE))) if hours else problem.slots + 1
 
 
 def slowdowns(account: Account, name: str) -> dict[str, float]:
@@ -155,7 +173,7 @@ def slowdowns(account: Account, name: str) -> dict[str, float]:
         if done.finish is not None:
             key = job.name if name == "fairness" else job.owner
             release = problem.clock.release(job.release)
-            ends.setdefault(key, []).append((release, done.finish, fastest_slots(problem, job)))
+            ends.setdefault(key, []).append((release, done.finish, alone_slots(problem, job)))
     result = {}
     for key, rows in ends.items():
         first = min(release for release, _, _ in rows)

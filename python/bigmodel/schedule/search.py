@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bigmodel.schedule import bounds, mip
+from bigmodel.schedule import bounds, mip, path
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct
@@ -24,14 +24,15 @@ from bigmodel.schedule.worker import Overdue, Worker
 
 _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
-_ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices
+_ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices, and a bound's grid fits no job
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
-_MILP_SECONDS = 2.0  # of a neighbourhood's programme, and half of a tiny problem's
+_MILP_SECONDS = 2.0  # most of a neighbourhood's programme, and half of a tiny problem's
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
-_SMOOTHING = 0.7  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+_SMOOTHING = 0.5  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
+_WIDTH = 0.1  # of the first box around the best prices: wider after better ones are found, else narrower
 
 
 class TimeUp(Exception):
@@ -174,7 +175,7 @@ class Search:
         """The whole programme."""
         inst = self.inst
         self.tick()
-        if any(data.last <= data.first or not len(data.pool) for data in inst.jobs):
+        if any(np.isinf(data.drop) and (data.last <= data.first or not len(data.pool)) for data in inst.jobs):
             return
         model = self._model(range(len(inst.jobs)), State(inst))
         answer = self._mip(model.program(), limit, gap=min(self.gap, 1e-6))
@@ -192,28 +193,36 @@ class Search:
             columns.add(j, schedule.use)
         centre, current, best = self.prices, self.prices, -np.inf
         stop = time.monotonic() + 0.45 * self.left()
-        penalty = self._penalty(state, _MILD)
+        penalty, width = self._penalty(state, _MILD), _WIDTH
         for round_ in range(_ROUNDS):
             value, new, shared = current.rent(inst), 0, current.shared(inst)
             for data in inst.jobs:
                 self.tick()
-                found = cheapest(inst, data, current.unit(inst, data.index, shared), free)
+                found = cheapest(inst, current.ordered(inst, data), current.unit(inst, data.index, shared), free)
                 value += min(found.cost, data.drop)
                 new += columns.add(data.index, found.use)
+            width *= 1.5 if value > best else 0.8
             if value > best:
                 best, centre = value, current
-            master = self._linprog(columns.master(penalty) | {"method": "highs"})
+            master = self._linprog(columns.boxed(penalty, centre, width) | {"method": "highs"})
             if master["status"] != 0:
                 break
-            if round_ % 4 == 0 or new == 0:
-                self._restart(centre)
+            if round_ % 6 == 0 or new == 0:
+                self._restart(centre, columns.rounded(master["x"]))
             late = time.monotonic() > stop
             self.cut |= late
-            if late or (new == 0 and current is centre) or master["value"] - best <= 0.1 * self.gap * abs(best):
+            if late or self.closed():
                 break
+            if master["value"] - best <= 0.1 * self.gap * abs(best) or (new == 0 and current is centre):
+                if not master["x"][len(columns.job) + len(inst.jobs) :].any():
+                    break
+                width *= 4  # done within the box
             current = _mixed(centre, columns.prices(master["marginals"]))
         self.prices = centre
-        self._certify(centre)
+        small = self._size() <= _ROUGH_MODEL
+        self._certify(centre, None if small else path.UNITS_PER_SLOT["up"])
+        if not self.closed() and small and not any(data.switches for data in inst.jobs):
+            self._certify(centre, path.FINE)
 
     def _penalty(self, state: State, times: float) -> np.ndarray:
         """A multiple of what each job pays in a plan, or pays on average where that plan has no place for it."""
@@ -221,9 +230,9 @@ class Search:
         usual = np.nanmean(paid) if np.isfinite(paid).any() else 1.0
         return times * np.maximum(np.where(np.isnan(paid), usual, paid), 1e-3 * usual)
 
-    def _restart(self, prices: Prices) -> None:
-        """Another plan from scratch, at better prices."""
-        state = construct(self.inst, prices, 1.0, self.tick)
+    def _restart(self, prices: Prices, begun: State) -> None:
+        """Another plan, at better prices, around what the master has chosen."""
+        state = construct(self.inst, prices, 1.0, self.tick, begun)
         if state.score()[0] == 0:
             Improver(state, prices, self.seed).sweep(self.tick)
         self._offer(state)
@@ -261,17 +270,25 @@ class Search:
 
     def _recombine(self, columns: Columns) -> State | None:
         """The master in whole numbers over the columns of least reduced cost."""
+        if not columns.job:  # every job is dropped
+            return None
         inst = self.inst
         shared = self.prices.shared(inst)
+        ordered = [self.prices.ordered(inst, data) for data in inst.jobs]
         reduced = np.array(
             [
-                cost + sum(shared[p, s] * n * inst.h for s, p, n in use)
-                for cost, use in zip(columns.cost, columns.use, strict=True)
+                cost
+                + sum(shared[p, s] * n * inst.h for s, p, n in use)
+                + (ordered[j].late - inst.jobs[j].late)[use[-1][0] + 1]
+                + ordered[j].early[use[0][0]]
+                for j, cost, use in zip(columns.job, columns.cost, columns.use, strict=True)
             ]
         )
         job = np.array(columns.job)
         least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
-        keep = np.sort(np.argsort(reduced - least[job], kind="stable")[: 25 * len(inst.jobs)])
+        slack = reduced - least[job]
+        useful = np.flatnonzero(slack <= max(self.value - self.bound, 0.0))  # a dearer one is in no better plan
+        keep = np.sort(useful[np.argsort(slack[useful], kind="stable")[: 25 * len(inst.jobs)]])
         master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
         from scipy.sparse import vstack
 
@@ -285,7 +302,7 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = self._mip(program, _MILP_SECONDS, gap=self.gap / 4, nodes=_NODES)
+        answer = self._mip(program, self._share(), gap=self.gap / 4, nodes=_NODES)
         if answer.x is None:
             return None
         chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
@@ -312,13 +329,17 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = self._mip(model.program(), _MILP_SECONDS, nodes=_NODES)
+        answer = self._mip(model.program(), self._share(), nodes=_NODES)
         if answer.x is None:
             return None
         for j, use in model.read(answer.x).items():
             if use:
                 trial.put(j, use)
         return trial
+
+    def _share(self) -> float:
+        """Seconds of a neighbourhood's programme: a part of what is left."""
+        return min(_MILP_SECONDS, max(0.2, 0.15 * self.left()))
 
     def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
         limit = max(0.05, min(limit, self.left()))
@@ -366,4 +387,5 @@ def _mixed(centre: Prices, master: Prices) -> Prices:
         keep * centre.capacity + take * master.capacity,
         keep * centre.quota + take * master.quota,
         keep * centre.limit + take * master.limit,
+        keep * centre.order + take * master.order,
     )

@@ -1,30 +1,35 @@
 """Per-slot values: a number, a 24-hour profile, ranges, one value per slot, or a column of a CSV file.
 
-What changes within a slot is sampled every quarter of an hour: prices and carbon are averaged, counts take the least.
+What changes within a slot is followed exactly: prices and carbon are averaged over it, counts take the least.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
 if TYPE_CHECKING:
     from bigmodel.schedule.problem import Problem
 
-_SAMPLES_PER_HOUR = 4
+MOST = 1e18  # of any number: beyond it, sums and products of a plan's figures lose all meaning
+MOST_DEVICES = 10**9
+_SNAP = 1e-9  # of a slot: a change this close to a boundary is on it
+_QUARTER = 900  # seconds: every zone's offset from UTC is a multiple of it
 
 
-def of_pools(problem: Problem, name: str) -> np.ndarray:
-    """The values of field `name` of every pool, shape (pools, slots); averages over each slot."""
-    rows = [
-        read(problem, getattr(pool, name), f"pools[{index}].{name}").mean(axis=1)
-        for index, pool in enumerate(problem.pools)
-    ]
+def averages(problem: Problem, name: str) -> np.ndarray:
+    """The values of field `name` of every pool averaged over each slot, shape (pools, slots)."""
+    rows = []
+    for index, pool in enumerate(problem.pools):
+        edges, values, first = _pieces(problem, getattr(pool, name), f"pools[{index}].{name}")
+        rows.append(np.add.reduceat(values * np.diff(edges, append=problem.slots), first))
     return np.array(rows).reshape(len(problem.pools), problem.slots)
 
 
@@ -32,53 +37,69 @@ def counts(problem: Problem) -> np.ndarray:
     """Devices that are there throughout each slot, shape (pools, slots), integers."""
     rows = []
     for index, pool in enumerate(problem.pools):
-        values = read(problem, pool.count, f"pools[{index}].count").min(axis=1)
-        if (values != np.round(values)).any():
-            wrong = values[values != np.round(values)][0]
-            raise ValueError(f"pools[{index}].count: {wrong:g} is not a whole number of devices.")
-        rows.append(values)
+        _, values, first = _pieces(problem, pool.count, f"pools[{index}].count")
+        for wrong in values[(values != np.round(values)) | (values > MOST_DEVICES)]:
+            raise ValueError(f"pools[{index}].count: {wrong:g} is not a whole number of devices up to {MOST_DEVICES}.")
+        rows.append(np.minimum.reduceat(values, first))
     return np.array(rows, dtype=np.int64).reshape(len(problem.pools), problem.slots)
 
 
-def read(problem: Problem, value: Any, path: str) -> np.ndarray:
-    """One value per sample, shape (slots, samples in a slot); finite and not negative."""
-    samples = max(1, math.ceil(problem.slot_hours * _SAMPLES_PER_HOUR))
-    table = np.empty((problem.slots, samples))
+def _pieces(problem: Problem, value: Any, path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stretches without a change: where each begins, in slots; its value; and the first stretch of every slot."""
+    where, values = read(problem, value, path)
+    where = np.where(np.abs(where - np.round(where)) < _SNAP, np.round(where), where)
+    changes = np.diff(values, prepend=np.nan) != 0
+    where, values = where[changes], values[changes]
+    slots = np.arange(problem.slots)
+    edges = np.union1d(where[where > 0], slots)
+    edges = edges[edges < problem.slots]
+    return edges, values[np.searchsorted(where, edges, side="right") - 1], np.searchsorted(edges, slots)
+
+
+def read(problem: Problem, value: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(where, values): each value, finite and not negative, holds from its position, in slots, until the next."""
     if isinstance(value, np.ndarray):
         value = {"slots": value.tolist()}
     if isinstance(value, dict) and set(value) == {"slots"}:
-        table[:] = _column(problem, value["slots"], path)[:, None]
-    elif isinstance(value, dict):
-        table[:] = _from_csv(problem, value, path, samples)
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(item, dict) for item in value):
-        table[:] = _from_ranges(problem, value, path, samples)
-    elif isinstance(value, (list, tuple)):
-        if len(value) != 24:
-            raise ValueError(
-                f"{path}: a list of numbers is a 24-hour profile, got {len(value)}; "
-                "{slots = [...]} gives one per slot."
-            )
-        profile = np.array([number(item, f"{path}[{hour}]") for hour, item in enumerate(value)])
-        table[:] = profile[
-            [[_local_hour(problem, s, i, samples) for i in range(samples)] for s in range(problem.slots)]
-        ]
-    else:
-        table[:] = number(value, path)
-    return table
+        return np.arange(problem.slots, dtype=float), _column(problem, value["slots"], path)
+    if isinstance(value, dict):
+        return _from_csv(problem, value, path)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, dict) for item in value):
+        return _from_ranges(problem, value, path)
+    if isinstance(value, (list, tuple)):
+        return _from_profile(problem, value, path)
+    return np.zeros(1), np.array([number(value, path)])
 
 
 def number(value: Any, path: str, *, least: float = 0.0, above: bool = False) -> float:
     """A finite number of at least `least` (`above`: more than it)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{path}: must be a number, got {value!r}.")
-    if not math.isfinite(value) or value < least or (above and value == least):
-        raise ValueError(f"{path}: is {value}; it must be finite and {'above' if above else 'at least'} {least:g}.")
+    if not (least < value if above else least <= value) or value > MOST:
+        range_ = f"{'above' if above else 'at least'} {least:g} and at most {MOST:g}"
+        raise ValueError(f"{path}: is {value}; it must be finite, {range_}.")
     return float(value)
 
 
-def _local_hour(problem: Problem, slot: int, sample: int, samples: int) -> int:
-    start = problem.clock.start + timedelta(hours=problem.slot_hours * (slot + sample / samples))
-    return start.astimezone(problem.clock.zone).hour
+def _from_profile(problem: Problem, value: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
+    if len(value) != 24:
+        raise ValueError(
+            f"{path}: a list of numbers is a 24-hour profile, got {len(value)}; {{slots = [...]}} gives one per slot."
+        )
+    profile = np.array([number(item, f"{path}[{hour}]") for hour, item in enumerate(value)])
+    clock = problem.clock
+    before, hours = _local_hours(clock.start, clock.zone, problem.slots * problem.slot_hours)
+    where = (np.arange(len(hours)) * _QUARTER - before) / 3600 / problem.slot_hours
+    return where, profile[hours]
+
+
+@lru_cache(maxsize=8)
+def _local_hours(start: datetime, zone: ZoneInfo, hours: float) -> tuple[float, np.ndarray]:
+    """Seconds by which the first quarter of an hour begins before `start`, and each quarter's hour by the wall."""
+    before = (start - datetime(2000, 1, 1, tzinfo=timezone.utc)).total_seconds() % _QUARTER
+    first = start - timedelta(seconds=before)
+    quarters = range(math.ceil((hours * 3600 + before) / _QUARTER))
+    return before, np.array([(first + timedelta(seconds=_QUARTER * q)).astimezone(zone).hour for q in quarters])
 
 
 def _column(problem: Problem, values: Any, path: str) -> np.ndarray:
@@ -89,22 +110,17 @@ def _column(problem: Problem, values: Any, path: str) -> np.ndarray:
 
 
 def _position(problem: Problem, when: Any, path: str) -> float:
-    if isinstance(when, (int, float)) and not isinstance(when, bool):
+    if isinstance(when, (int, float)) and not isinstance(when, bool) and math.isfinite(when):
         return float(when)
     try:
         return problem.clock.slot(problem.clock.instant(str(when)))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {when!r} is neither a slot number nor an ISO time ({error}).") from None
 
 
-def _positions(problem: Problem, samples: int) -> np.ndarray:
-    return np.arange(problem.slots)[:, None] + np.arange(samples)[None, :] / samples
-
-
-def _from_ranges(problem: Problem, ranges: Any, path: str, samples: int) -> np.ndarray:
+def _from_ranges(problem: Problem, ranges: Any, path: str) -> tuple[np.ndarray, np.ndarray]:
     """Later ranges override earlier ones; together they cover every slot."""
-    where = _positions(problem, samples)
-    table = np.full(where.shape, np.nan)
+    spans = []
     for index, item in enumerate(ranges):
         here = f"{path}[{index}]"
         if not {"value"} <= set(item) <= {"from", "to", "value"}:
@@ -113,23 +129,32 @@ def _from_ranges(problem: Problem, ranges: Any, path: str, samples: int) -> np.n
         last = _position(problem, item.get("to", problem.slots), f"{here}.to")
         if last <= first:
             raise ValueError(f"{here}: ends at {item.get('to')} and begins at {item.get('from')}.")
-        table[(where >= first - 1e-9) & (where < last - 1e-9)] = number(item["value"], f"{here}.value")
-    if np.isnan(table).any():
-        slot = int(np.argwhere(np.isnan(table))[0][0])
+        spans.append((first, last, number(item["value"], f"{here}.value")))
+    where = np.unique([0.0, *(edge for span in spans for edge in span[:2] if 0 < edge < problem.slots)])
+    values = np.full(len(where), np.nan)
+    for first, last, value in spans:
+        values[(where >= first - _SNAP) & (where < last - _SNAP)] = value
+    if np.isnan(values).any():
+        slot = int(where[np.isnan(values)][0])
         raise ValueError(f"{path}: no range gives a value for slot {slot}.")
-    return table
+    return where, values
 
 
-def _from_csv(problem: Problem, source: dict, path: str, samples: int) -> np.ndarray:
+def _from_csv(problem: Problem, source: dict, path: str) -> tuple[np.ndarray, np.ndarray]:
     """One row per slot; with `time`, the name of a column of ISO times, each row's value holds until the next."""
     if not {"csv", "column"} <= set(source) <= {"csv", "column", "time"}:
         raise ValueError(f"{path}: has keys {', '.join(source)}; a CSV needs csv and column, and may have time.")
-    file = Path(problem.folder, source["csv"])
+    for key, name in source.items():
+        if not isinstance(name, str) or "\0" in name:
+            raise ValueError(f"{path}.{key}: must be text, got {name!r}.")
     try:
-        with open(file, newline="") as lines:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with open(Path(problem.folder, source["csv"]), newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
     except OSError as error:
         raise ValueError(f"{path}.csv: cannot read {source['csv']}: {error.strerror}.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}.csv: {source['csv']} is no CSV file in UTF-8: {error}.") from None
     for key in ("column", "time"):
         if key in source and (not rows or source[key] not in rows[0]):
             raise ValueError(f"{path}.{key}: {source['csv']} has no column {source[key]!r}.")
@@ -137,11 +162,11 @@ def _from_csv(problem: Problem, source: dict, path: str, samples: int) -> np.nda
     if "time" not in source:
         if len(values) < problem.slots:
             raise ValueError(f"{path}: {source['csv']} has {len(values)} rows for {problem.slots} slots.")
-        return values[: problem.slots, None]
+        return np.arange(problem.slots, dtype=float), values[: problem.slots]
     times = np.array([_position(problem, row[source["time"]], f"{path}.time") for row in rows])
-    if (np.diff(times) <= 0).any() or times[0] > 1e-9:
+    if (np.diff(times) <= 0).any() or times[0] > _SNAP:
         raise ValueError(f"{path}.time: the times must rise and begin no later than slot 0.")
-    return values[np.searchsorted(times, _positions(problem, samples) + 1e-9, side="right") - 1]
+    return times, values
 
 
 def _cell(text: str | None, path: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bigmodel.schedule import rates
+from bigmodel.schedule import rates, validate
 from bigmodel.schedule.generator import spot_prices
 from bigmodel.schedule.instance import build, stage_for
 from bigmodel.schedule.problem import Job, Problem, Running
@@ -16,6 +16,7 @@ from bigmodel.schedule.search import Search
 from bigmodel.schedule.worker import shared
 
 POLICIES = ("plan", "greedy", "fcfs", "on_demand")
+BOUND = "clairvoyant"
 _REVERSION = 0.15  # per hour: how fast a price is expected to return to its daily cycle
 _DOWN_HOURS = 3  # how long a spot pool that is down is expected to stay so
 
@@ -31,7 +32,8 @@ class Trace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """cost: currency. missed: jobs late or unfinished. interruptions: runs that a pool's end cut."""
+    """cost: currency; of BOUND, a lower bound on it. missed: jobs late or unfinished, so also those with a value that
+    were left out. interruptions: runs that a pool's end cut."""
 
     policy: str
     cost: float
@@ -42,20 +44,21 @@ class Outcome:
 
 def trace(problem: Problem, seed: int) -> Trace:
     """Spot prices that revert to a daily cycle, and spot pools up for 1 to 24 hours and down for 1 to 6."""
-    rng = np.random.default_rng(seed)
+    rng, h = np.random.default_rng(seed), problem.slot_hours
+    hour = np.floor(np.arange(problem.slots) * h + 1e-9).astype(int)
     price, count = problem.price.copy(), problem.count.copy()
     mean = price.copy()
     for p, pool in enumerate(problem.pools):
         if pool.ownership != "spot":
             continue
         level = float(problem.price[p].mean())
-        price[p] = spot_prices(rng, level, problem.slots)
-        mean[p] = level * np.exp(0.2 * np.cos(2 * np.pi * (np.arange(problem.slots) - 14) / 24))
-        slot = int(rng.integers(0, 12))
-        while slot < problem.slots:
+        price[p] = spot_prices(rng, level, int(hour[-1]) + 1)[hour]
+        mean[p] = level * np.exp(0.2 * np.cos(2 * np.pi * (hour - 14) / 24))
+        at = int(rng.integers(0, 12))
+        while at <= hour[-1]:
             down = int(rng.integers(1, 7))
-            count[p, slot : slot + down] = 0
-            slot += down + int(rng.integers(1, 25))
+            count[p, (hour >= at) & (hour < at + down)] = 0
+            at += down + int(rng.integers(1, 25))
     return Trace(price, count, mean)
 
 
@@ -64,14 +67,21 @@ def simulate(problem: Problem, trace: Trace, policy: str = "plan", seed: int = 0
 
     Policies, each forced onto on-demand devices once nothing slower would be in time: "plan" plans again in every slot;
     "greedy" takes for each job what does work cheapest now; "fcfs" the first job first and the cheapest devices that
-    are free; "on_demand" only on-demand devices. A job on a pool that goes down loses half a checkpoint's interval of
-    work, and its restart when it starts again.
+    are free; "on_demand" only on-demand devices. "clairvoyant" is no policy but the lower bound on the cost of all that
+    meet every deadline. A job on a pool that goes down loses half a checkpoint's interval of work, and its restart when
+    it starts again. Budgets do not hold a policy back.
 
     Raises:
-        ValueError: an unknown policy.
+        ValueError: an unknown policy, a trace of another shape, a job that mixes pools, or one without a fallback.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"simulate: policy is {policy!r}; accepted are {', '.join(map(repr, POLICIES))}.")
+    validate.choice(policy, "simulate: policy", (*POLICIES, BOUND))
+    shape = (len(problem.pools), problem.slots)
+    for name, table in vars(trace).items():
+        if np.shape(table) != shape:
+            raise ValueError(f"simulate: trace.{name} has shape {np.shape(table)}, but pools and slots are {shape}.")
+    if policy == BOUND:
+        begin = time.monotonic()
+        return Outcome(policy, clairvoyant(problem, trace), (), 0, time.monotonic() - begin)
     return _Replay(problem.expanded, trace, policy, seed).run()
 
 
@@ -116,6 +126,12 @@ class _Replay:
         # The trace interrupts, so a rate is what the devices give while they are there.
         calm = [replace(pool, interruptions_per_hour=0.0) for pool in problem.pools]
         self.rate = [[rates.hourly(job, pool) for pool in calm] for job in problem.jobs]
+        for job, rate in zip(problem.jobs, self.rate, strict=True):
+            if job.mix_pools:
+                raise ValueError(f"simulate: job {job.name} mixes pools; a replay holds one pool for a job.")
+            if not any(rate[p] for p in self._fallback()):
+                kind = "on-demand" if policy == "on_demand" else "owned, reserved or on-demand"
+                raise ValueError(f"simulate: job {job.name} has no {kind} pool to fall back to.")
 
     def run(self) -> Outcome:
         begin = time.monotonic()
@@ -142,8 +158,9 @@ class _Replay:
         ]
 
     def _interrupt(self, slot: int) -> None:
+        free = _Free(self.problem, self.trace.count[:, slot])
         for j, live in enumerate(self.jobs):
-            if live.at is not None and self.trace.count[live.at[0], slot] < live.at[1]:
+            if live.at is not None and not free.take(*live.at):
                 lost = self.rate[j][live.at[0]][live.at[1]] * live.job.checkpoint_every / 2
                 live.left = min(live.job.work, live.left + lost)
                 live.at = None
@@ -174,36 +191,48 @@ class _Replay:
 
     # --- policies -----------------------------------------------------------------------------------------------------
 
-    def _steady(self) -> list[int]:
-        """Pools that no trace takes away."""
-        return [p for p, pool in enumerate(self.problem.pools) if pool.ownership != "spot"]
+    def _fallback(self) -> list[int]:
+        """Pools that no trace takes away, and that the policy may use."""
+        kept = ("on_demand",) if self.policy == "on_demand" else ("owned", "reserved", "on_demand")
+        return [p for p, pool in enumerate(self.problem.pools) if pool.ownership in kept]
 
     def _urgent(self, j: int, slot: int) -> bool:
         """Whether the job must run on steady devices from now on to be in time, with one slot to spare."""
         live = self.jobs[j]
         if live.job.deadline is None:
             return False
-        speeds = [rate for p in self._steady() for rate in self.rate[j][p].values()]
-        setup = max(self.problem.pools[p].startup_hours for p in self._steady()) + live.job.restart
+        speeds = [rate for p in self._fallback() for rate in self.rate[j][p].values()]
+        setup = max(self.problem.pools[p].startup_hours for p in self._fallback()) + live.job.restart
         need = math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
         return self.problem.clock.deadline(live.job.deadline) - slot <= need + 1
 
-    def _take(self, slot: int, order: list[int], allowed) -> dict[int, tuple[int, int]]:
-        """Each job in turn takes the pool that does its work cheapest now, and there all it can; the urgent first."""
-        free = self.trace.count[:, slot].copy()
+    def _goes_on(self, j: int) -> bool:
+        """Whether the job's run may not be broken off: it is not preemptible, or shorter than min_run yet."""
+        live = self.jobs[j]
+        return live.at is not None and (not live.job.preemptible or live.slots < live.job.min_run)
+
+    def _take(self, slot: int, order: list[int], allowed, keep=()) -> dict[int, tuple[int, int]]:
+        """`keep`, and what may not be broken off, goes on; then each job in turn takes the pool that does its work
+        cheapest now, and there all it can; the urgent first."""
+        free = _Free(self.problem, self.trace.count[:, slot])
         taken: dict[int, tuple[int, int]] = {}
-        for j in sorted(order, key=lambda j: not self._urgent(j, slot)):
+        for j in order:
+            at = self.jobs[j].at
+            if at is not None and (j in keep or self._goes_on(j)):
+                taken[j] = at
+                free.take(*at)
+        for j in sorted(set(order) - set(taken), key=lambda j: (not self._urgent(j, slot), order.index(j))):
             urgent = self._urgent(j, slot)
-            pools = self._steady() if urgent else allowed
+            pools = self._fallback() if urgent else allowed
             options = []
             for p in pools:
-                fits = {n: rate for n, rate in self.rate[j][p].items() if n <= free[p]}
+                fits = {n: rate for n, rate in self.rate[j][p].items() if n <= free.room(p)}
                 price = min((self.trace.price[p, slot] * n / rate for n, rate in fits.items()), default=0.0)
                 options += [((-rate, price) if urgent else (price, -rate), p, n) for n, rate in fits.items()]
             if options:
                 _, p, n = min(options)
                 taken[j] = (p, n)
-                free[p] -= n
+                free.take(p, n)
         return taken
 
     def _greedy(self, slot: int) -> dict[int, tuple[int, int]]:
@@ -214,28 +243,20 @@ class _Replay:
         """Whoever runs goes on, but for the urgent; then by release."""
         release = self.problem.clock.release
         order = sorted(self._open(slot), key=lambda j: (self.jobs[j].at is None, release(self.jobs[j].job.release), j))
-        steady = self._steady()
-        kept = {}
-        for j in order:
-            at = self.jobs[j].at
-            if at is not None and (at[0] in steady or not self._urgent(j, slot)):
-                kept[j] = at
-        free = self.trace.count[:, slot].copy()
-        for p, n in kept.values():
-            free[p] -= n
-        new = _Narrowed(self, free)._take(slot, [j for j in order if j not in kept], range(len(self.problem.pools)))
-        return kept | new
+        steady = self._fallback()
+        on = [(j, self.jobs[j].at) for j in order]
+        keep = {j for j, at in on if at is not None and (at[0] in steady or not self._urgent(j, slot))}
+        return self._take(slot, order, range(len(self.problem.pools)), keep)
 
     def _on_demand(self, slot: int) -> dict[int, tuple[int, int]]:
-        pools = [p for p, pool in enumerate(self.problem.pools) if pool.ownership == "on_demand"]
-        return self._take(slot, sorted(self._open(slot), key=self._due), pools)
+        return self._take(slot, sorted(self._open(slot), key=self._due), self._fallback())
 
     def _due(self, j: int) -> tuple[int, int]:
         job = self.jobs[j].job
         return (self.problem.slots if job.deadline is None else self.problem.clock.deadline(job.deadline), j)
 
     def _plan(self, slot: int) -> dict[int, tuple[int, int]]:
-        """What a fresh plan over the expected future does now; the fallback where that leaves an urgent job out."""
+        """What a fresh plan over the expected future does now; where none is found, what "greedy" does."""
         waiting = [j for j, live in enumerate(self.jobs) if live.finish is None]
         if not waiting:
             return {}
@@ -288,18 +309,31 @@ class _Replay:
         live = self.jobs[j]
         if live.job.deadline is None:
             return None
-        speeds = [rate for p in self._steady() for rate in self.rate[j][p].values()]
-        setup = max(self.problem.pools[p].startup_hours for p in self._steady()) + live.job.restart
-        soonest = slot + math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
+        speeds = [rate for p in self._fallback() for rate in self.rate[j][p].values()]
+        setup = max(self.problem.pools[p].startup_hours for p in self._fallback()) + live.job.restart
+        first = max(slot, self.problem.clock.release(live.job.release))
+        soonest = first + math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
         due = self.problem.clock.deadline(live.job.deadline)
         return min(self.problem.slots, max(due - 1, soonest))
 
 
-class _Narrowed(_Replay):
-    """The same replay with fewer devices free."""
+class _Free:
+    """Devices of one slot that are not taken, within quotas."""
 
-    def __init__(self, replay: _Replay, free: np.ndarray):
-        self.__dict__.update(replay.__dict__)
-        count = replay.trace.count.copy()
-        count[:] = free[:, None]
-        self.trace = replace(replay.trace, count=count)
+    def __init__(self, problem: Problem, count: np.ndarray):
+        self.count, self.quota = count.copy(), dict(problem.quotas)
+        self.group = [pool.quota_group for pool in problem.pools]
+
+    def room(self, p: int) -> int:
+        group = self.group[p]
+        return int(self.count[p] if group is None else min(self.count[p], self.quota[group]))
+
+    def take(self, p: int, n: int) -> bool:
+        """Whether n devices of pool p were left, which are then taken."""
+        if self.room(p) < n:
+            return False
+        self.count[p] -= n
+        group = self.group[p]
+        if group is not None:
+            self.quota[group] -= n
+        return True

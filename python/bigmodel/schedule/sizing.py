@@ -77,7 +77,9 @@ def estimate(
     Raises:
         ValueError: an argument out of range, naming it.
     """
-    for name, value in (("params", params), ("tokens", tokens), ("sequence", sequence), ("micro_batch", micro_batch)):
+    given = {"params": params, "tokens": tokens, "sequence": sequence, "micro_batch": micro_batch}
+    shape = {name: value for name, value in (("layers", layers), ("hidden", hidden)) if value is not None}
+    for name, value in (given | shape).items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"estimate: {name} is {value}; it must be finite and above 0.")
     if not 0 < mfu <= 1:
@@ -121,7 +123,10 @@ def _lines(params, tokens, device, mfu, flops, hours, layers, hidden, sequence, 
     usable = f"{memory} GiB per {device}, {USABLE:.0%} of it usable"
     yield f"memory       {usable}; state in bytes per parameter  [Rajbhandari et al. 2020]"
     for name, (formula, state, count) in setups.items():
-        fits = f"fits on {count} x {device}" if count else "does not fit on any count tried"
+        fits = "does not fit on any count tried"
+        if count:
+            each = memory_needed(params, name, count, activations["recomputed"])
+            fits = f"fits on {count} x {device}, {each:.1f} GiB on each with layers recomputed"
         yield f"  {name:<14} {formula:<40} {state:8.1f} GiB on one device; {fits}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bigmodel.schedule import bottleneck, rules
+from bigmodel.schedule import bottleneck, rates, rules, validate
 from bigmodel.schedule.errors import Infeasible, Unknown
 from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
 from bigmodel.schedule.plan import Plan, StageResult
@@ -18,13 +18,15 @@ from bigmodel.schedule.worker import shared
 
 SEPARABLE = ("cost", "carbon", "lateness")
 
+TIME_LIMIT = 30.0  # seconds
+_LONGEST = 1e7  # seconds that a wait for the solver's process can be given
 Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
 
 
 def solve(
     problem: Problem,
     *,
-    time_limit: float = 30.0,
+    time_limit: float = TIME_LIMIT,
     gap: float = 0.01,
     seed: int = 0,
     progress: Progress | None = None,
@@ -47,9 +49,11 @@ def solve(
     """
     if backend != "highs":
         raise ValueError(f"solve: backend is {backend!r}; the only one is 'highs'.")
-    if not time_limit > 0 or not gap >= 0:
-        raise ValueError(f"solve: time_limit {time_limit!r} must be above 0 and gap {gap!r} at least 0.")
-    return _Solve(problem.expanded, time_limit, gap, seed, progress, explain).plan()
+    numbers = all(isinstance(value, (int, float, np.number)) for value in (time_limit, gap))
+    if not numbers or not time_limit > 0 or not gap >= 0:
+        raise ValueError(f"solve: time_limit {time_limit!r} must be a number above 0 and gap {gap!r} at least 0.")
+    validate.whole(seed, "solve: seed", most=2**63 - 1)
+    return _Solve(problem.expanded, min(time_limit, _LONGEST), gap, seed, progress, explain).plan()
 
 
 class _Solve:
@@ -91,7 +95,6 @@ class _Solve:
             self._weighted(objective.weights)
             return
         stage = stage_for(self.problem, {"cost": 1.0})
-        stage = replace(stage, drops=objective.order[0] == "cost")
         order = objective.order
         if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
             order = (*order, "cost")  # among the fairest, the cheapest
@@ -221,7 +224,9 @@ def trimmed(problem: Problem, allocation: np.ndarray) -> np.ndarray:
 
 def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap: float, seconds: float) -> str:
     first = results[0]
-    if first.gap <= 1e-6:
+    if not np.isfinite(first.gap):
+        quality = "a plan, with no bound proven"
+    elif first.gap <= 1e-6:
         quality = "optimal"
     elif first.gap <= gap:
         quality = f"within {first.gap:.2%} of the best possible, as asked"
@@ -235,15 +240,18 @@ def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap:
 
 
 def _notes(account: rules.Account) -> tuple[str, ...]:
-    """Deadlines that rest on spot devices, and rates that nobody has measured."""
+    """Deadlines that rest on spot devices, soft ones that are missed, and rates that nobody has measured."""
     problem, notes, assumed = account.problem, [], []
     for job, done in zip(problem.jobs, account.jobs, strict=True):
         used = {p for run in done.runs for p, _ in run.devices}
         spot = [problem.pools[p].name for p in sorted(used) if problem.pools[p].interruptions_per_hour > 0]
         if spot and job.deadline is not None and not job.soft:
             notes.append(f"{job.name}: the deadline is met in expectation only, since it runs on {', '.join(spot)}")
-        names = {problem.pools[p].name for p in used}
-        if any(point.pool in names and point.source == "assumed" for point in job.throughput):
+        late = rules.late_hours(problem, job, done.finish) if done.finish is not None else 0.0
+        if late:
+            notes.append(f"{job.name}: ends {late:g} h after its deadline, which is soft")
+        held = [(problem.pools[p].name, devices) for run in done.runs for p, devices in run.devices]
+        if any(point.source == "assumed" for at in held for point in rates.behind(job, *at)):
             assumed.append(job.name)
     if assumed:
         notes.append(f"throughput is assumed, not measured: {', '.join(assumed)}")

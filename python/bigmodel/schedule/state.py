@@ -29,10 +29,14 @@ def cheapest(
         return fill.cheapest(data, unit, free, inst.h, optimistic=optimistic, first=first, last=last)
     if not data.job.preemptible:
         return path.unbroken(data, unit, free, inst.h, first, last, stability)
-    for rounding in ("up",) if optimistic else ("near", "down"):
-        limits = {"first": first, "last": last, "stability": stability, "units": units}
-        table = path.Table(data, unit, free, inst.h, rounding=rounding, **limits)
-        schedule = table.best()
+    window = {"first": first, "last": last, "stability": stability}
+    if optimistic:
+        like = None
+        if units is None or units > path.UNITS_PER_SLOT["up"]:
+            like = path.Table(data, unit, free, inst.h, rounding="near", **window).best()
+        return path.Table(data, unit, free, inst.h, rounding="up", units=units, like=like, **window).best()
+    for rounding in ("near", "down"):
+        schedule = path.Table(data, unit, free, inst.h, rounding=rounding, units=units, **window).best()
         if schedule.use:
             break
     return schedule

@@ -25,9 +25,10 @@ def plan(plan: Plan) -> str:
     if len(plan.cost_by_owner) > 1:
         owners = [(owner or "-", f"{cost:.2f}") for owner, cost in plan.cost_by_owner.items()]
         lines += ["", *columns([("owner", "cost"), *owners])]
-    lines += ["", f"cost {plan.cost:.2f} {money}" + (f", and {plan.fixed_cost:.2f} fixed" if plan.fixed_cost else "")]
+    apart = [(plan.fixed_cost, "fixed"), (plan.stability_cost, "for stability")]
+    lines += ["", f"cost {plan.cost:.2f} {money}" + "".join(f", and {cost:.2f} {what}" for cost, what in apart if cost)]
     for stage in plan.stages:
-        lines.append(f"{stage.measure} {stage.value:.4g}, at least {stage.bound:.4g} (gap {stage.gap:.2%})")
+        lines.append(f"{stage.measure} {stage.value:.4g}, {stage.proven}")
     if plan.dropped:
         lines.append(f"dropped: {', '.join(plan.dropped)}")
     return "\n".join([*lines, *(f"move: {move}" for move in plan.moves), *(f"note: {note}" for note in plan.notes)])

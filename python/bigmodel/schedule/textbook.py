@@ -100,7 +100,7 @@ def assign(
 def _costs(costs: ArrayLike, slots: int) -> np.ndarray:
     if isinstance(slots, bool) or not isinstance(slots, (int, np.integer)) or slots < 1:
         raise ValueError(f"assign: slots is {slots!r}; it must be a whole number of at least 1.")
-    table = np.asarray(costs, dtype=float)
+    table = _numbers(costs, "costs")
     if table.ndim == 1:
         table = np.repeat(table[:, None], slots, axis=1)
     if table.ndim != 2 or table.shape[1] != slots or not len(table):
@@ -108,6 +108,13 @@ def _costs(costs: ArrayLike, slots: int) -> np.ndarray:
     if not np.isfinite(table).all():
         raise ValueError("assign: costs has a value that is not finite.")
     return table
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"assign: {name} must be an array of numbers, got {values!r}.") from None
 
 
 def _demand(shape: tuple[int, int], mode: str, demand: Any, each_used: bool) -> np.ndarray | None:
@@ -124,7 +131,7 @@ def _demand(shape: tuple[int, int], mode: str, demand: Any, each_used: bool) -> 
         if not each_used:
             raise ValueError(f"assign: each_used=False is for mode 'demand'; mode {mode!r} uses each resource.")
         return None
-    need = np.asarray(demand, dtype=float)
+    need = _numbers(demand, "demand")
     if need.shape != (slots,) or (need != np.round(need)).any() or (need < 0).any() or (need > m).any():
         raise ValueError(f"assign: demand must be {slots} whole numbers from 0 to {m}, got {demand!r}.")
     if each_used and need.sum() < m:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from bigmodel.schedule.series import MOST_DEVICES, number
 
 if TYPE_CHECKING:
     from bigmodel.schedule.problem import Job, Pool, Problem
@@ -13,6 +18,10 @@ if TYPE_CHECKING:
 # What a file name, a Kubernetes label and a shell word all accept.
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LINES = {ord("\n"): None, ord("\t"): None}
+MOST_SLOTS = 100_000
+MOST_REPLICAS = 10_000
+_LEAST_HOURS, _MOST_HOURS = 1 / 3600, 1e6  # of a slot, of the horizon
 
 
 def fail(path: str, what: str) -> None:
@@ -20,8 +29,11 @@ def fail(path: str, what: str) -> None:
 
 
 def problem(value: Problem) -> None:
-    whole(value.slots, "slots", least=1)
-    number(value.slot_hours, "slot_hours", above=True)
+    _kinds(value, "")
+    whole(value.slots, "slots", least=1, most=MOST_SLOTS)
+    number(value.slot_hours, "slot_hours", least=_LEAST_HOURS)
+    if value.slots * value.slot_hours > _MOST_HOURS:
+        fail("slot_hours", f"is {value.slot_hours:g}; a horizon of at most {_MOST_HOURS:g} hours is accepted")
     _clock(value)
     whole(value.now, "now", least=0, most=value.slots - 1)
     for name in ("pools", "jobs"):
@@ -47,17 +59,52 @@ def problem(value: Problem) -> None:
     _precedence(value)
 
 
-def number(value: Any, path: str, *, least: float = 0.0, above: bool = False) -> None:
-    from bigmodel.schedule import series
+def _kinds(item: Any, path: str) -> None:
+    """The kinds of all fields that are no numbers, read from their annotations; numbers are checked one by one."""
+    from bigmodel.schedule import problem as kinds
 
-    series.number(value, path, least=least, above=above)
+    for field in dataclasses.fields(item):
+        here, value, kind = f"{path}.{field.name}" if path else field.name, getattr(item, field.name), str(field.type)
+        if kind.endswith(" | None"):
+            if value is None:
+                continue
+            kind = kind.removesuffix(" | None")
+        if kind == "str":
+            text(value, here, lines=field.name == "command")
+        elif kind == "bool" and not isinstance(value, bool):
+            fail(here, f"must be true or false, got {value!r}")
+        elif kind.startswith("dict") and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+            fail(here, f"must be a table, got {value!r}")
+        elif kind.startswith("tuple"):
+            if not isinstance(value, (list, tuple)):
+                fail(here, f"must be a list, got {value!r}")
+            of = kind.removeprefix("tuple[").removesuffix(", ...]")
+            for index, part in enumerate(value):
+                _part(part, f"{here}[{index}]", of, kinds)
+        elif hasattr(kinds, kind) and dataclasses.is_dataclass(getattr(kinds, kind)):
+            _part(value, here, kind, kinds)
 
 
-def whole(value: Any, path: str, *, least: int = 0, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) and not hasattr(value, "__index__"):
+def _part(value: Any, path: str, kind: str, kinds: Any) -> None:
+    if kind == "str":
+        text(value, path)
+    elif kind != "int":
+        if not isinstance(value, getattr(kinds, kind)):
+            fail(path, f"must be of type {kind}, got {value!r}")
+        _kinds(value, path)
+
+
+def text(value: Any, path: str, *, lines: bool = False) -> None:
+    """Text that goes into tables, scripts and labels; `lines`: it may have several."""
+    if not isinstance(value, str) or not (value.translate(_LINES) if lines else value).isprintable():
+        fail(path, f"must be text without control characters, got {value!r}")
+
+
+def whole(value: Any, path: str, *, least: int = 0, most: int = MOST_DEVICES) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         fail(path, f"must be a whole number, got {value!r}")
-    if value < least or (most is not None and value > most):
-        fail(path, f"is {value}; it must be at least {least}" + ("" if most is None else f" and at most {most}"))
+    if not least <= value <= most:
+        fail(path, f"is {value}; it must be at least {least} and at most {most}")
 
 
 def choice(value: Any, path: str, known: Iterable[str]) -> None:
@@ -72,7 +119,7 @@ def listed(names: Iterable[str]) -> str:
 def unique(items: Iterable[Any], path: str) -> None:
     seen: dict[str, int] = {}
     for index, item in enumerate(items):
-        if not isinstance(item.name, str) or not NAME.fullmatch(item.name):
+        if not NAME.fullmatch(item.name):
             fail(f"{path}[{index}].name", f"is {item.name!r}; up to 63 letters, digits, '-', '_' and '.' are accepted")
         if item.name in seen:
             fail(f"{path}[{index}].name", f"{item.name!r} is the name of {path}[{seen[item.name]}] too")
@@ -86,8 +133,9 @@ def _clock(value: Problem) -> None:
         fail("tz", f"{value.tz!r} is no known IANA time zone")
     try:
         value.clock  # noqa: B018
-    except (ValueError, TypeError) as error:
-        fail("start", f"{value.start!r} is no ISO time ({error})")
+        value.clock.begins(value.slots)
+    except (ValueError, OverflowError) as error:
+        fail("start", f"{value.start!r} is no ISO time from which the horizon can be counted ({error})")
 
 
 def _objective(value: Problem) -> None:
@@ -132,24 +180,23 @@ def _job(value: Problem, job: Job, path: str) -> None:
         if getattr(job, name) is not None:
             number(getattr(job, name), f"{path}.{name}")
     whole(job.min_run, f"{path}.min_run", least=1)
-    whole(job.replicas, f"{path}.replicas", least=1)
+    whole(job.replicas, f"{path}.replicas", least=1, most=MOST_REPLICAS)
     _window(value, job, path)
     if job.done >= job.work:
         fail(f"{path}.done", f"is {job.done:g} of {job.work:g}: a finished job is not planned")
     if job.mix_pools and (not job.preemptible or job.min_run > 1 or job.restart > 0):
         fail(f"{path}.mix_pools", "a job that mixes pools is preemptible, with min_run 1 and restart 0")
+    if job.mix_pools and job.running is not None:
+        fail(f"{path}.running", "a job that mixes pools has no run to go on with")
     if job.replicas > 1:
         taken = {other.name for other in value.jobs if other is not job} & set(replica_names(job))
         if taken:
             fail(f"{path}.replicas", f"the copy {min(taken)!r} has the name of another job")
         if job.running or job.done or job.started:
             fail(f"{path}.replicas", "a job that has begun is one copy")
-    for name, text in job.env.items():
-        if not _VARIABLE.fullmatch(str(name)) or not isinstance(text, str):
+    for name, content in job.env.items():
+        if not _VARIABLE.fullmatch(name) or not isinstance(content, str) or "\0" in content:
             fail(f"{path}.env", f"{name!r} must be a variable's name with text as its value")
-    for name in ("command", "image", "owner"):
-        if not isinstance(getattr(job, name), str) or "\0" in getattr(job, name):
-            fail(f"{path}.{name}", "must be text")
 
 
 def _throughput(value: Problem, job: Job, path: str) -> None:
@@ -189,11 +236,11 @@ def _window(value: Problem, job: Job, path: str) -> None:
         when = getattr(job, name)
         if when is None and name == "deadline":
             continue
-        if isinstance(when, bool) or not isinstance(when, (int, str)):
+        if isinstance(when, bool) or not isinstance(when, (int, np.integer, str)):
             fail(f"{path}.{name}", f"must be a slot number or an ISO time, got {when!r}")
         try:
             slot = getattr(value.clock, name)(when)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             fail(f"{path}.{name}", f"{when!r} is no ISO time ({error})")
         if name == "release" and not 0 <= slot < value.slots:
             fail(f"{path}.release", f"is slot {slot}; the horizon has the slots 0 to {value.slots - 1}")

@@ -28,7 +28,7 @@ def write(plan: Plan, target: str, folder: str | Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         path = folder / name
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         if name.endswith(".sh"):
             path.chmod(0o755)
     return remarks

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from bigmodel.schedule.emit.tasks import GRACE_MINUTES, WAIT, Task, Tasks, comments
+from bigmodel.schedule.validate import NAME
 
 _RESOURCE = {"tpu": "google.com/tpu", "fpga": "xilinx.com/fpga"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -25,6 +26,10 @@ def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
             raise ValueError(f"job {task.job.name}: image is missing, which Kubernetes needs.")
         if not task.pool.queue:
             raise ValueError(f"pool {task.pool.name}: queue is missing, the name of a Kueue LocalQueue.")
+        for what in ("queue", "accelerator"):
+            label = getattr(task.pool, what)
+            if label and not NAME.fullmatch(label):
+                raise ValueError(f"pool {task.pool.name}: {what} is {label!r}, which is no Kubernetes label.")
         name = _name(task)
         if name in names:
             raise ValueError(f"job {task.job.name}: in Kubernetes its name {name!r} is that of {names[name]} too.")

@@ -1,7 +1,8 @@
 """Slurm: one batch script per run, and a submit.sh that chains their ids.
 
 afterok between jobs (what follows needs success), afterany between runs of one job (a run that its time ends is what
-the plan wants). --begin is in the cluster's zone, taken to be the problem's.
+the plan wants). --begin is counted from now by the cluster's own clock: its zone may be another than the problem's, and
+where clocks are put back a local time would be two.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from bigmodel.schedule.emit.tasks import GRACE_MINUTES, Task, Tasks, comments
 
 def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
     remarks = list(tasks.remarks)
-    remarks += [f"--begin is local time in {tasks.zone}; a cluster in another zone needs other times"]
     for pool in {task.pool.name: task.pool for task in tasks.tasks}.values():
         if pool.ownership == "spot":
             remarks.append(f"pool {pool.name} is spot: Slurm requeues a job only if its partition preempts by requeue")
@@ -36,21 +36,30 @@ def _script(task: Task) -> str:
     else:
         lines.append(f"--gres={shlex.quote(task.pool.gres or 'gpu')}:{task.per_node}")
     lines.append(f"--time={task.minutes}")
-    lines.append(f"--begin={task.begins:%Y-%m-%dT%H:%M:%S}")
     if task.job.data_gb:
         lines.append(f"--tmp={task.job.data_gb:g}G")
     lines.append("--output=%x-%j.out")
     options = "".join(f"#SBATCH {line}\n" for line in lines)
-    note = f"# {task.label}; --time is the run's length and {GRACE_MINUTES} minutes of grace\n"
+    note = f"# {task.label}; --time is the run's length and {GRACE_MINUTES} minutes of grace, --begin is submit.sh's\n"
     return f"#!/bin/bash\n{options}{note}set -euo pipefail\n{task.exports}{task.command}\n"
+
+
+_BEGIN = """\
+begin() {  # seconds since 1970
+  local left=$(($1 - $(date +%s)))
+  echo "--begin=now+$((left > 0 ? left : 0))"
+}"""
 
 
 def _submit(tasks: list[Task], remarks: list[str]) -> str:
     ids = {task.name: f"id_{index}" for index, task in enumerate(tasks)}
-    lines = ["#!/bin/bash", comments(remarks).rstrip("\n"), "set -euo pipefail", 'cd "$(dirname "$0")"']
+    head = f"#!/bin/bash\n{comments(remarks)}set -euo pipefail"
+    lines = [head, 'cd "$(dirname "$0")"', _BEGIN]
     for task in tasks:
         waits = [f"afterok:${ids[name]}" for name in task.after] + [f"afterany:${ids[name]}" for name in task.previous]
-        option = f' --dependency="{",".join(waits)}"' if waits else ""
+        option = f' "$(begin {int(task.begins.timestamp())})"'
+        if waits:
+            option += f' --dependency="{",".join(waits)}"'
         lines.append(f"{ids[task.name]}=$(sbatch --parsable{option} {shlex.quote(task.name + '.sbatch')})")
         lines.append(f"{ids[task.name]}=${{{ids[task.name]}%%;*}}")  # on a federation the cluster's name follows
         lines.append(f'echo "{task.name} ${ids[task.name]}"')

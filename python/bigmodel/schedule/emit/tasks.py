@@ -48,7 +48,8 @@ class Task:
     @property
     def command(self) -> str:
         """The job's command line; a later run's gets --resume."""
-        return f"{self.job.command} --resume" if self.resumes else self.job.command
+        command = self.job.command.rstrip()  # a text of several lines often ends in a newline
+        return f"{command} --resume" if self.resumes else command
 
     @property
     def exports(self) -> str:
@@ -61,7 +62,6 @@ class Tasks:
 
     tasks: list[Task]
     remarks: list[str]
-    zone: str
 
 
 def of(plan: Plan) -> Tasks:
@@ -107,7 +107,7 @@ def of(plan: Plan) -> Tasks:
                 made[job.name].append((task, run.first, p))
     every = [item for items in made.values() for item in items]
     order = [task for task, _, _ in sorted(every, key=lambda item: (item[1], item[0].name))]
-    return Tasks(_in_order(order), remarks, problem.tz)
+    return Tasks(_in_order(order), remarks)
 
 
 def _task_name(plan: Plan, job: Job, index: int, run, p: int) -> str:
