@@ -59,6 +59,15 @@ test: setup  ## run every test; those of the CUDA sources need nvcc, and no GPU
 bench: setup  ## time the norms: stock torch, torch.compile, bigmodel
 	$(BIN)/bigmodel bench norm $(ARGS)
 
+# Offline and outside .venv: PYTHON is an interpreter that has torch with CUDA, scikit-build-core, pybind11 and pytest.
+#   STAGES='bench-norm model'  some of build test bench-norm bench-softmax bench-adam sanitize model
+#   BUDGET=480 RESULTS=folder  seconds for all of them, and where their record goes; ARGS=--again runs what is done again
+BUDGET ?= 480
+RESULTS ?= docs/results
+.PHONY: gpu
+gpu:  ## on a machine with a GPU: build, test, measure and check there, into docs/results/<device>
+	$(PYTHON) bench/gpu --budget $(BUDGET) --stages '$(STAGES)' --results $(RESULTS) $(ARGS)
+
 .PHONY: lint
 lint: setup  ## check the style of every source, and the types
 	$(PIP) install --quiet --constraint constraints.txt $(LINT_TOOLS)

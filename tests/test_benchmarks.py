@@ -2,42 +2,25 @@
 
 import dataclasses
 import json
-import subprocess
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from benchmark_cases import SMALL, make_report, measurement, timing
 
 import bigmodel
-from bigmodel import cli, info
+from bigmodel import info
 from bigmodel.benchmarks import GROUPS, harness, load_group, norm, report, run
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal, Verdict, judge
-from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, CpuTimer, Effort, Measurement, Timing, Workload
+from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, CpuTimer, Effort, Measurement, Workload
 
 BRIEF = Effort(seconds=0.0, min_rounds=2, max_rounds=2)
-SMALL = (6, 33)
-
-
-def timing(median):
-    return Timing(median, median * 0.9, median * 1.1, samples=7, calls=1)
-
-
-def measurement(case="op forward float32 8x16", times=None, notes=None, sweep=False, shape=(8, 16)):
-    times = times or {OURS: 1e-3, "stock": 4e-3, COPY: 0.5e-3}
-    times = {name: timing(median) for name, median in times.items()}
-    return Measurement(case, "op", "forward", "float32", shape, 1_000_000, sweep, times, notes or {})
 
 
 def case_of(makers, expected, dtype=torch.float32):
     """A case whose contenders are built by the functions `makers`."""
     workload = Workload(lambda name: makers[name](), expected)
     return Case("op", "forward", dtype, (1, 4), 32, tuple(makers), lambda device: workload)
-
-
-def make_report(measurements, verdicts=()):
-    facts = info.collect()
-    return report.Report("norm", "cpu", True, "2030-01-01T00:00:00+00:00", None, facts, measurements, list(verdicts))
 
 
 # --- the harness ------------------------------------------------------------------------------------------------------
@@ -135,6 +118,14 @@ def test_a_failure_of_the_library_itself_ends_the_run():
 
     with pytest.raises(RuntimeError, match="launch failed"):
         harness.measure(case_of({OURS: fail}, [torch.ones(4).double()]), CpuTimer(), BRIEF)
+
+
+def test_a_copy_of_many_bytes_keeps_its_buffers_small(monkeypatch):
+    monkeypatch.setattr(harness, "COPY_BYTES", 4096)
+    contender = harness.copy_contender(10_000, torch.device("cpu"))
+    target = contender.call()
+    assert 2 * target.nbytes <= 4096 and (target == 1).all()
+    assert 3 * 2 * target.nbytes == pytest.approx(10_000, rel=0.01)  # in three turns
 
 
 # --- the norm group ---------------------------------------------------------------------------------------------------
@@ -314,95 +305,3 @@ def test_plot_draws_the_sweep(tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no sweep"):
         plot.save(make_report({DEFAULT_PAGES: [measurement()]}), tmp_path / "none.png")
-
-
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("pages, expected", [(DEFAULT_PAGES, None), (HUGE_PAGES, "1")])
-def test_each_way_of_allocating_has_its_own_environment(monkeypatch, pages, expected):
-    seen = {}
-
-    def start(command, env):
-        seen.update(env)
-        Path(command[command.index("--out") + 1]).write_text(json.dumps([measurement().to_dict()]))
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    monkeypatch.setattr(run.subprocess, "run", start)
-    assert run.measure_in_process("norm", "cpu", pages, quick=True, sweep=False) == [measurement()]
-    assert seen.get("THP_MEM_ALLOC_ENABLE") == expected
-
-
-def test_a_failed_measuring_process_is_an_error():
-    with pytest.raises(RuntimeError, match="measuring nonsense with default pages ended with exit status 1"):
-        run.measure_in_process("nonsense", "cpu", DEFAULT_PAGES, quick=True, sweep=False)
-
-
-def test_a_run_measures_judges_and_reports(monkeypatch):
-    tiny = [norm._case("cpu", "layer_norm", norm.FORWARD_KERNEL, torch.float32, SMALL)]
-    monkeypatch.setattr(norm, "cases", lambda device, quick, sweep: tiny)
-    in_this_process = partial(run.measure_group, "norm", "cpu", quick=True, sweep=False)
-    monkeypatch.setattr(run, "measure_in_process", lambda group, device, pages, quick, sweep: in_this_process())
-    found = run.run("norm", device="cpu", quick=True)
-    assert list(found.measurements) == [DEFAULT_PAGES, HUGE_PAGES]
-    assert [row.case for row in found.measurements[HUGE_PAGES]] == [tiny[0].name]
-    assert found.verdicts == []
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="group is 'abnorm', known are norm"):
-        run.run("abnorm")
-    with pytest.raises(ValueError, match="device is 'tpu'"):
-        run.run("norm", device="tpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-def test_cuda_without_a_device_is_refused():
-    with pytest.raises(ValueError, match="torch sees no CUDA device"):
-        run.run("norm", device="cuda")
-
-
-def test_commit_is_only_that_of_a_bigmodel_checkout(monkeypatch, tmp_path):
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
-    assert run.commit() is None
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "bind.cpp").touch()
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    assert run.commit() == head[:12]
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def test_bench_refuses_a_folder_that_is_not_there_before_it_measures(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(run, "run", lambda *args, **kwargs: pytest.fail("measured"))
-    assert cli.main(["bench", "norm", "--json", str(tmp_path / "absent" / "out.json")]) == 1
-    assert "absent" in capsys.readouterr().err
-
-
-def test_bench_prints_the_table_and_writes_json_and_chart(monkeypatch, capsys, tmp_path):
-    pytest.importorskip("matplotlib")
-    asked = {}
-
-    def fake_run(group, **options):
-        asked.update(options, group=group)
-        return make_report({DEFAULT_PAGES: [measurement(), measurement("point", sweep=True)]})
-
-    monkeypatch.setattr(run, "run", fake_run)
-    out, chart = tmp_path / "out.json", tmp_path / "chart.png"
-    assert cli.main(["bench", "norm", "--quick", "--json", str(out), "--plot", str(chart)]) == 0
-    assert asked == {"group": "norm", "device": None, "quick": True, "sweep": True}
-    assert json.loads(out.read_text())["group"] == "norm"
-    assert chart.stat().st_size > 1000
-    assert "| op forward float32 8x16 |" in capsys.readouterr().out
-
-
-def test_an_unknown_command_is_refused(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["bench", "abnorm"])
-    assert stop.value.code == 2
-    assert "abnorm" in capsys.readouterr().err

@@ -34,7 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_info)
 
     command = commands.add_parser("bench", help="time the ops against stock torch, torch.compile and a copy")
-    command.add_argument("group", nargs="?", choices=(*GROUPS, "plan"), help="which ops, or the planner's gaps")
+    command.add_argument(
+        "group",
+        nargs="?",
+        choices=(*GROUPS, "plan"),
+        help="which ops, or the planner's gaps; none: something of every group in under three minutes",
+    )
+    command.add_argument("--all", action="store_true", help="norm, softmax and adam in full, over the row lengths too")
+    command.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="what moved between two runs"
+    )
     command.add_argument(
         "--throughput",
         action="store_true",
@@ -43,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where it is usable")
     command.add_argument("--quick", action="store_true", help="few cases, few rounds: under a minute, rough figures")
     command.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    command.add_argument("--report", type=Path, metavar="FILE.html", help="write one self-contained page here")
     command.add_argument(
         "--plot", type=Path, metavar="FILE.png", help="measure a range of row lengths too and draw the bandwidth here"
     )
@@ -51,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "--stop-after",
         type=float,
         metavar="S",
-        help="plan: begin no measurement after so many seconds; the same command goes on with the file of --json",
+        help="begin no measurement after so many seconds; what is left is named (plan: the same command goes on with "
+        "the file of --json)",
     )
     command.set_defaults(action=_bench)
 
@@ -68,35 +79,71 @@ def _info(arguments: argparse.Namespace) -> None:
     print(json.dumps(facts, indent=1) if arguments.json else info.render(facts))
 
 
-def _bench(arguments: argparse.Namespace) -> None:
+def _bench(arguments: argparse.Namespace) -> int | None:
     if arguments.throughput:
-        return _throughput(arguments)
-    if arguments.group is None:
-        raise ValueError("which benchmark? Name a group, or give --throughput.")
-    if arguments.group == "plan":
-        return _bench_plan(arguments)
-    if arguments.size is not None or arguments.stop_after is not None:
-        raise ValueError("--size and --stop-after go with plan.")
-    from bigmodel.benchmarks import plot, run
+        _throughput(arguments)
+    elif arguments.compare is not None:
+        _compare(arguments)
+    elif arguments.group == "plan":
+        _bench_plan(arguments)
+    else:
+        return _bench_groups(arguments)
+    return None
 
-    for path in (arguments.json, arguments.plot):
+
+def _bench_groups(arguments: argparse.Namespace) -> int | None:
+    from bigmodel.benchmarks import GROUPS, page, plot, report, run
+
+    _refuse(arguments, arguments.group or "bench", "size")
+    if arguments.all:
+        _refuse(arguments, "--all", "group")
+    if arguments.stop_after is not None and not arguments.stop_after > 0:
+        raise ValueError(f"--stop-after is {arguments.stop_after:g}, it must be positive.")
+    for path in (arguments.json, arguments.plot, arguments.report):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"the folder of {path} does not exist.")
     if arguments.plot is not None:
         plot.require_matplotlib()
-    report = run.run(arguments.group, device=arguments.device, quick=arguments.quick, sweep=arguments.plot is not None)
+    overview = arguments.group is None and not arguments.all
+    if overview and arguments.plot is not None:
+        raise ValueError("--plot draws row lengths: name a group, or give --all.")
+    reports = run.run_groups(
+        GROUPS if overview else run.ALL if arguments.all else [arguments.group],
+        device=arguments.device,
+        quick=arguments.quick or overview,
+        sweep=arguments.plot is not None or arguments.all,
+        seconds=run.OVERVIEW_SECONDS if overview and arguments.stop_after is None else arguments.stop_after,
+    )
     if arguments.json is not None:
-        arguments.json.write_text(report.to_json())
-    print(report.to_markdown(), end="")
+        arguments.json.write_text(report.to_json(reports))
+    print(report.overview(reports) if overview else report.to_markdown(reports), end="")
+    if arguments.report is not None:
+        arguments.report.write_text(page.to_html(reports), encoding="utf-8")
     if arguments.plot is not None:
-        plot.save(report, arguments.plot)
+        for each in reports:
+            plot.draw(each, arguments.plot if len(reports) == 1 else plot.path_of(arguments.plot, each.group))
+    return 1 if any(each.failed for each in reports) else None
+
+
+def _refuse(arguments: argparse.Namespace, what: str, *names: str) -> None:
+    """ValueError for each argument of `names` that was given, since `what` would ignore it."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            shown = "group" if name == "group" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{what} takes no {shown}.")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from bigmodel.benchmarks import compare
+
+    _refuse(arguments, "--compare", "group", "all", "device", "quick", "json", "plot", "report", "size", "stop_after")
+    print(compare.to_markdown(*map(compare.load, arguments.compare)), end="")
 
 
 def _throughput(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import throughput
 
-    if arguments.group is not None or arguments.plot is not None:
-        raise ValueError("--throughput takes no group and no --plot.")
+    _refuse(arguments, "--throughput", "group", "all", "compare", "plot", "report", "size", "stop_after")
     points = throughput.measure(arguments.device, quick=arguments.quick)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"throughput": points}, indent=1) + "\n")
@@ -106,8 +153,7 @@ def _throughput(arguments: argparse.Namespace) -> None:
 def _bench_plan(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import planner
 
-    if arguments.device is not None or arguments.plot is not None:
-        raise ValueError("plan takes no --device and no --plot.")
+    _refuse(arguments, "plan", "device", "all", "plot", "report")
     sizes = arguments.size or planner.SIZES
     for size in sizes:
         if size not in planner.SIZES:

@@ -15,11 +15,12 @@ setting the gradients to None, and whatever a contender prepares.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -34,7 +35,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3, tor
 
 WARM_UP = 3
 SAMPLE_SECONDS = 2e-3  # a sample repeats the call to about this length: the clock's 50 ns are then nothing
-FLUSH_BYTES = 512 << 20  # ten times the L2 of an H100; writing it takes 0.2 ms, which hides the launches behind it
+FLUSH_BYTES = 512 << 20  # ten times the L2 of an H100
+COPY_BYTES = 2 << 30  # the most that a copy's two buffers hold together; beyond it they are copied repeatedly
+CYCLES_PER_SECOND = 2e9  # at least the clock of any GPU so far, so that a spin of n cycles is never too short
+MAX_LEAD = 10e-3
 
 Outputs = torch.Tensor | Sequence[torch.Tensor]
 
@@ -48,12 +52,14 @@ class Contender:
         leaves: tensors that `call` leaves gradients in; their .grad is None before each call.
         prepare: untimed work before each call, after the gradients are reset.
         buffers: tensors that `call` knows by address only, kept alive here.
+        lead: seconds for which a GPU is kept busy first, so that the host has enqueued the call when it begins.
     """
 
     call: Callable[[], Outputs]
     leaves: Sequence[torch.Tensor] = ()
     prepare: Callable[[], object] | None = None
     buffers: Sequence[torch.Tensor | None] = ()
+    lead: float = 0.0
 
     def reset(self) -> None:
         for leaf in self.leaves:
@@ -113,13 +119,17 @@ def case_name(op: str, mode: str, dtype: str, shape: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median, the least and the greatest of `samples` samples of `calls` calls each."""
+    """Seconds per call: the median, the least and the greatest of `samples` samples of `calls` calls each.
+
+    In `late` samples a GPU waited for the host's launches within the timed region: that time is the host's too.
+    """
 
     median: float
     min: float
     max: float
     samples: int
     calls: int
+    late: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,16 +173,18 @@ class Effort:
 
 FULL = Effort(seconds=2.0, min_rounds=7, max_rounds=50)
 QUICK = Effort(seconds=0.3, min_rounds=3, max_rounds=15)
+FULL_CUDA = Effort(seconds=0.5, min_rounds=7, max_rounds=50)  # device time varies less than a shared host's
 
 
 class Timer(Protocol):
-    """How a device tells time; a sample is at most `max_calls` calls."""
+    """How a device tells time; a sample is at most `max_calls` calls, `late` counts samples as Timing has it."""
 
     device: torch.device
     max_calls: int
+    late: int
 
     def ready(self, contender: Contender, launch_bound: bool) -> Contender:
-        """The contender as this device runs it best."""
+        """The contender as this device runs it best; raises what capturing a launch-bound one in a graph raises."""
         ...
 
     def sample(self, contender: Contender, calls: int) -> float:
@@ -185,6 +197,7 @@ class CpuTimer:
 
     device = torch.device("cpu")
     max_calls = 1000
+    late = 0
 
     def ready(self, contender: Contender, launch_bound: bool) -> Contender:
         return contender
@@ -206,18 +219,26 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """Device time between two events, the L2 cache flushed before each call; short calls replay a CUDA graph."""
+    """Device time between two events; nothing in between waits for the device.
 
-    max_calls = 20  # every call has its own pair of events, and a flush that outlasts it
+    Before each call the L2 cache is flushed, and the device spins for as long as the host needs to enqueue the call, so
+    that no gap between launches is timed. Launch-bound calls replay a CUDA graph. The copy is timed in the same way.
+    """
+
+    max_calls = 10  # every call has its own pair of events, and a flush that outlasts it
 
     def __init__(self, device: torch.device):
         self.device = device
+        self.late = 0
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def ready(self, contender: Contender, launch_bound: bool) -> Contender:
         # A prepared contender keeps autograd state from outside the call, which a captured graph would not renew.
-        if not launch_bound or contender.prepare is not None:
-            return contender
+        if launch_bound and contender.prepare is None:
+            contender = self._captured(contender)
+        return replace(contender, lead=min(2 * self._enqueueing(contender), MAX_LEAD))
+
+    def _captured(self, contender: Contender) -> Contender:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -232,21 +253,36 @@ class CudaTimer:
         return Contender(partial(self._replay, graph, outputs, contender))
 
     @staticmethod
+    def _enqueueing(contender: Contender) -> float:
+        """Seconds after which a call returns to the host: the least of some."""
+        seconds = math.inf
+        for _ in range(WARM_UP):
+            contender.reset()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            contender.call()
+            seconds = min(seconds, time.perf_counter() - start)
+        return seconds
+
+    @staticmethod
     def _replay(graph: torch.cuda.CUDAGraph, outputs: Outputs, contender: Contender) -> Outputs:
         graph.replay()  # it has only the addresses of the contender's tensors, which therefore come along
         return outputs
 
     def sample(self, contender: Contender, calls: int) -> float:
-        events = []
+        events, late = [], False
         for _ in range(calls):
             contender.reset()
+            torch.cuda._sleep(int(contender.lead * CYCLES_PER_SECOND))
             self._flush.zero_()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             contender.call()
             end.record()
+            late |= start.query()  # begun before all of it was enqueued
             events.append((start, end))
         torch.cuda.synchronize()
+        self.late += late
         return sum(start.elapsed_time(end) for start, end in events) / calls / 1e3
 
 
@@ -260,21 +296,48 @@ def measure(case: Case, timer: Timer, effort: Effort) -> Measurement:
     contenders, notes = {}, {}
     for name in case.contenders:
         try:
-            contender = workload.make(name)
-            wrong = disagreement(contender.results(), workload.expected, TOLERANCE[case.dtype])
-            contenders[name] = timer.ready(contender, case.launch_bound)
+            contenders[name] = workload.make(name)
+            wrong = disagreement(contenders[name].results(), workload.expected, TOLERANCE[case.dtype])
         except Exception as error:  # a peer that cannot run here is part of the report, this library's failure is not
             if name == OURS:
                 raise
-            notes[name] = f"not timed: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            contenders.pop(name, None)
+            notes[name] = f"not timed: {in_a_line(error)}"
         else:
             if wrong:
                 notes[name] = wrong
     workload.expected.clear()
-    contenders[COPY] = timer.ready(copy_contender(case.bytes, timer.device), case.launch_bound)
-    times = interleave(contenders, timer, effort)
+    contenders[COPY] = copy_contender(case.bytes, timer.device)
+    ready, without_graphs = _all_ready(contenders, timer, case.launch_bound)
+    if without_graphs:
+        notes["CUDA graphs"] = without_graphs
+    times = interleave(ready, timer, effort)
     dtype = str(case.dtype).removeprefix("torch.")
     return Measurement(case.name, case.op, case.mode, dtype, case.shape, case.bytes, case.sweep, times, notes)
+
+
+def in_a_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def _all_ready(
+    contenders: Mapping[str, Contender], timer: Timer, launch_bound: bool
+) -> tuple[dict[str, Contender], str | None]:
+    """All in graphs or none, so that they are comparable; why none, where the case asked for them."""
+    if launch_bound:
+        ready = {}
+        for name, contender in contenders.items():
+            try:
+                ready[name] = timer.ready(contender, True)
+            except Exception as error:
+                without = f"not used, since {name} could not be captured: {in_a_line(error)}"
+                break
+        else:
+            return ready, None
+    else:
+        without = None
+    return {name: timer.ready(contender, False) for name, contender in contenders.items()}, without
 
 
 def disagreement(got: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor], tolerance: float) -> str | None:
@@ -291,10 +354,17 @@ def disagreement(got: Sequence[torch.Tensor | None], expected: Sequence[torch.Te
 
 def copy_contender(nbytes: int, device: torch.device) -> Contender:
     """A torch copy that moves `nbytes`, half of them read and half written, between buffers that are already mapped."""
-    elements = max(nbytes // 8, 1)
+    turns = max(math.ceil(nbytes / COPY_BYTES), 1)
+    elements = max(nbytes // (8 * turns), 1)
     source = torch.ones(elements, dtype=torch.float32, device=device)
     target = torch.zeros(elements, dtype=torch.float32, device=device)
-    return Contender(partial(target.copy_, source))
+
+    def call():
+        for _ in range(turns):
+            target.copy_(source)
+        return target
+
+    return Contender(partial(target.copy_, source) if turns == 1 else call)
 
 
 def interleave(contenders: Mapping[str, Contender], timer: Timer, effort: Effort) -> dict[str, Timing]:
@@ -310,6 +380,7 @@ def interleave(contenders: Mapping[str, Contender], timer: Timer, effort: Effort
     rounds = min(max(int(effort.seconds / round_seconds), effort.min_rounds), effort.max_rounds)
 
     samples: dict[str, list[float]] = {name: [] for name in contenders}
+    late = dict.fromkeys(contenders, 0)
     names, shuffle = list(contenders), random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.disable()
@@ -317,11 +388,13 @@ def interleave(contenders: Mapping[str, Contender], timer: Timer, effort: Effort
         for _ in range(rounds):
             shuffle(names)
             for name in names:
+                before = timer.late
                 samples[name].append(timer.sample(contenders[name], calls[name]))
+                late[name] += timer.late - before
     finally:
         if collecting:
             gc.enable()
     return {
-        name: Timing(statistics.median(values), min(values), max(values), rounds, calls[name])
+        name: Timing(statistics.median(values), min(values), max(values), rounds, calls[name], late[name])
         for name, values in samples.items()
     }

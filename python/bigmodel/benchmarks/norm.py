@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -95,6 +95,31 @@ def _apex(op: str) -> Callable:
     return functions[op]
 
 
+def _transformer_engine(op: str) -> Callable:
+    from transformer_engine.pytorch import LayerNorm, RMSNorm
+
+    @cache
+    def module(shape):
+        return (LayerNorm if op == "layer_norm" else RMSNorm)(shape, eps=EPS, device="meta")
+
+    def call(x, shape, weight, *rest):
+        values = {"weight": weight} if op == "rms_norm" else {"weight": weight, "bias": rest[0]}
+        return torch.func.functional_call(module(shape), values, (x,))
+
+    return call
+
+
+def _flash_attn(op: str) -> Callable:
+    from flash_attn.ops.triton.layer_norm import layer_norm_fn, rms_norm_fn
+
+    functions: dict[str, Callable] = {
+        "rms_norm": lambda x, shape, w, eps: rms_norm_fn(x, w, None, eps=eps),
+        "layer_norm": lambda x, shape, w, b, eps: layer_norm_fn(x, w, b, eps=eps),
+        "add_rms_norm": lambda x, r, shape, w, eps: rms_norm_fn(x, w, None, residual=r, eps=eps, prenorm=True),
+    }
+    return functions[op]
+
+
 STOCK: dict[str, Callable] = {"rms_norm": F.rms_norm, "layer_norm": F.layer_norm, "add_rms_norm": _stock_add_rms_norm}
 
 
@@ -103,6 +128,8 @@ PEERS = {
     "liger": ("liger_kernel", OPS, _liger),
     "quack": ("quack", ("rms_norm", "add_rms_norm"), _quack),
     "apex": ("apex", ("rms_norm", "layer_norm"), _apex),
+    "transformer_engine": ("transformer_engine", ("rms_norm", "layer_norm"), _transformer_engine),
+    "flash_attn": ("flash_attn", OPS, _flash_attn),
 }
 
 

@@ -1,0 +1,170 @@
+"""What this machine and its interpreter have, found out before anything is built."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = {"scikit_build_core": "scikit-build-core", "pybind11": "pybind11", "pip": "pip"}
+WANTED = ("pytest", "hypothesis", "expecttest", "transformers", "matplotlib", "triton")
+PEERS = ("liger_kernel", "quack", "apex", "transformer_engine", "flash_attn")
+
+# In a process of its own: this one must not hold a CUDA context beside those that are measured.
+_PROBE = """
+import json, sys
+from importlib.util import find_spec
+found = {"modules": {name: find_spec(name) is not None for name in sys.argv[1:]}}
+try:
+    import torch
+except ImportError as error:
+    found["no_torch"] = str(error)
+else:
+    found |= {"torch": torch.__version__, "cuda": torch.version.cuda, "devices": []}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        p = torch.cuda.get_device_properties(index)
+        found["devices"].append({"name": p.name, "capability": f"{p.major}.{p.minor}", "bytes": p.total_memory})
+print(json.dumps(found))
+"""
+
+
+class Unusable(Exception):
+    """Why `make gpu` cannot start here, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device: "cuda" or, to try the stages out where there is no GPU, "cpu"; the first GPU is the one that counts."""
+
+    device: str
+    name: str
+    capability: str | None
+    driver: str | None
+    torch: str
+    cuda: str | None
+    missing: tuple[str, ...]
+    peers: tuple[str, ...]
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def architecture(self) -> str:
+        """As CUDAARCHS takes it: 9.0 is 90."""
+        return (self.capability or "").replace(".", "")
+
+    def to_dict(self) -> dict:
+        return {
+            "device": self.name,
+            "capability": self.capability,
+            "driver": self.driver,
+            "torch": self.torch,
+            "cuda": self.cuda,
+            "python": sys.version.split()[0],
+            "nvcc": nvcc_version(),
+            "missing": list(self.missing),
+            "peers": list(self.peers),
+        }
+
+
+def look(device: str) -> Machine:
+    """The machine for a kind of device; Unusable if it has none, or if the interpreter lacks what a build needs."""
+    result = subprocess.run(
+        [sys.executable, "-c", _PROBE, *BUILD, "cmake", "ninja", *WANTED, *PEERS], capture_output=True, text=True
+    )
+    if result.returncode:
+        raise Unusable(f"{sys.executable} fails: {result.stderr.strip().splitlines()[-1:]}.")
+    found = json.loads(result.stdout.splitlines()[-1])
+    smi = _nvidia_smi()
+    if "no_torch" in found:
+        raise Unusable(f"{sys.executable} cannot import torch ({found['no_torch']}); name another with PYTHON=.")
+    if device == "cuda" and not found["devices"]:
+        seen = f"nvidia-smi shows {smi[0]}" if smi else "nvidia-smi shows none"
+        build = f"CUDA {found['cuda']}" if found["cuda"] else "no CUDA"
+        raise Unusable(f"no GPU that can be used: {seen}, and torch {found['torch']} (with {build}) sees none.")
+    modules = found["modules"]
+    lacking = [package for module, package in BUILD.items() if not modules[module]]
+    lacking += [tool for tool in ("cmake", "ninja") if not (modules[tool] or shutil.which(tool))]
+    if device == "cuda" and nvcc() is None:
+        lacking.append("nvcc (in CUDACXX, on PATH or in /usr/local/cuda/bin)")
+    if lacking:
+        raise Unusable(f"{sys.executable} lacks {', '.join(lacking)}; nothing is downloaded here.")
+    first = found["devices"][0] if device == "cuda" else {"name": "cpu", "capability": None}
+    return Machine(
+        device=device,
+        name=first["name"],
+        capability=first["capability"],
+        driver=smi[1] if smi else None,
+        torch=found["torch"],
+        cuda=found["cuda"],
+        missing=tuple(name for name in WANTED if not modules[name]),
+        peers=tuple(name for name in PEERS if modules[name]),
+    )
+
+
+def _nvidia_smi() -> tuple[str, str] | None:
+    """Name and driver of the first GPU."""
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = [line.rsplit(", ", 1) for line in result.stdout.splitlines() if ", " in line]
+    return (lines[0][0], lines[0][1]) if result.returncode == 0 and lines else None
+
+
+def nvcc() -> str | None:
+    """The compiler that cmake/cuda.cmake finds, or the one of a toolkit that is not on PATH."""
+    import sysconfig
+
+    usual = (Path("/usr/local/cuda/bin/nvcc"), Path(sysconfig.get_path("purelib"), "nvidia/cu13/bin/nvcc"))
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or next((str(p) for p in usual if p.is_file()), None)
+
+
+def nvcc_version() -> str | None:
+    if nvcc() is None:
+        return None
+    try:
+        text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    found = re.search(r"release [\d.]+, V([\d.]+)", text)
+    return found[1] if found else None
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer: on PATH, or beside nvcc."""
+    compiler = nvcc()
+    beside = Path(compiler).resolve().with_name("compute-sanitizer") if compiler else None
+    return shutil.which("compute-sanitizer") or (str(beside) if beside and beside.is_file() else None)
+
+
+def tree() -> tuple[str, bool]:
+    """The commit of the checkout, or where git cannot tell it a digest of the sources, and whether it was changed."""
+    import hashlib
+
+    def git(*arguments: str) -> str | None:
+        # A checkout that another user owns is still this checkout.
+        command = ["git", "-c", f"safe.directory={ROOT}", *arguments]
+        try:
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        except OSError:
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    if git("rev-parse", "--show-toplevel") == str(ROOT) and (head := git("rev-parse", "--short=12", "HEAD")):
+        return head, bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results"))
+    digest = hashlib.sha256()
+    for folder in ("csrc", "cmake", "python", "tests", "bench"):
+        for path in sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return f"sources-{digest.hexdigest()[:12]}", False

@@ -1,0 +1,175 @@
+"""The stages: each a process, or some, that journals its items and is started again after a crash."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bigmodel.benchmarks.journal import Progress, read, supervise
+from gpu import machine
+from gpu.machine import ROOT, Machine
+from gpu.record import write_journal
+
+TOOLS = ("memcheck", "racecheck", "initcheck")
+MOST_SHARDS = 4
+# The longest that one item may take: a build, a test that compiles, a case that compiles, a kernel under a sanitizer.
+STALL = {"build": 400.0, "test": 120.0, "bench": 90.0, "sanitize": 120.0, "model": 120.0}
+
+
+@dataclass
+class Context:
+    """What a stage runs with: the machine, the folder of its logs and journals, and where `tests` are to be found."""
+
+    machine: Machine
+    work: Path
+    tests: list[str]
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def site(self) -> Path:
+        return self.work / "site"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The package built here first, then the helpers of this folder, then what the user has."""
+        path = [str(self.site), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+        return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"} | more
+
+
+class Work:
+    """Journals of one stage, several where it works side by side; `progress` merges what they hold.
+
+    `tick` is called at every look at a running process, in any thread, and may raise to stop the stage.
+    """
+
+    def __init__(self, context: Context, name: str, known: Progress, tick: Callable[[], None]):
+        self.context, self.name, self.known = context, name, known
+        self._tick, self._lock = tick, threading.Lock()
+        self.journals: list[Path] = []
+
+    def supervise(
+        self, command: list[str], seconds: float, env: dict[str, str], journal: str, stall: float
+    ) -> str | None:
+        """Runs a command that ends in the option for its journal, or finds that in BIGMODEL_JOURNAL."""
+        path = self.context.work / f"{self.name}-{journal}.jsonl"
+        write_journal(path, Progress([], self.known.done, self.known.errors))
+        self.journals.append(path)
+        env = env | {"BIGMODEL_JOURNAL": str(path)}
+        command = [str(path) if word == "JOURNAL" else word for word in command]
+        with self.log.open("ab") as log:
+            return supervise(command, path, seconds=seconds, stall=stall, log=log, env=env, tick=self.tick)
+
+    @property
+    def log(self) -> Path:
+        return self.context.work / f"{self.name}.log"
+
+    def tick(self) -> None:
+        with self._lock:
+            self._tick()
+
+    def progress(self) -> Progress:
+        found = [read(path) for path in self.journals]
+        plan = list(dict.fromkeys(item for each in found for item in each.plan)) or self.known.plan
+        done = {item: value for each in found for item, value in each.done.items()}
+        errors = {item: value for each in found for item, value in each.errors.items()}
+        return Progress(plan, done, errors)
+
+
+def build(work: Work, seconds: float) -> str | None:
+    context = work.context
+    work.known = Progress()  # a record does not hold what was installed
+    env = context.environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT / "bench"), str(ROOT / "python")])}
+    command = [sys.executable, "-m", "gpu.build", "--device", context.machine.device, "--site", str(context.site)]
+    command += ["--architecture", context.machine.architecture, "--journal", "JOURNAL"]
+    return work.supervise(command, seconds, env, "build", STALL["build"])
+
+
+def test(work: Work, seconds: float) -> str | None:
+    context = work.context
+    if "pytest" in context.machine.missing:
+        return "pytest is not installed"
+    command = [sys.executable, "-m", "pytest", "-p", "gpu.pytest_journal", "-q", "--continue-on-collection-errors"]
+    command += ["-p", "no:cacheprovider", *context.tests]
+    shards = max(min(MOST_SHARDS, len(os.sched_getaffinity(0)) // 2), 1)
+
+    def run(shard: int) -> str | None:
+        env = context.environment(BIGMODEL_SHARD=f"{shard}/{shards}")
+        return work.supervise(command, seconds, env, f"{shard}", STALL["test"])
+
+    with ThreadPoolExecutor(shards) as pool:
+        endings = list(pool.map(run, range(shards)))
+    # pytest's status 1 says that tests failed, which the journals tell; 5 that there are none for this shard.
+    return next((ending for ending in endings if ending and not re.search(r"status [15]$", ending)), None)
+
+
+def bench(work: Work, seconds: float) -> str | None:
+    group, device = work.name.removeprefix("bench-"), work.context.machine.device
+    command = [sys.executable, "-m", "bigmodel.benchmarks", group, "--device", device, "--pages", "default pages"]
+    command += ["--sweep"] if device == "cuda" else ["--quick"]
+    command += ["--seconds", f"{seconds:.1f}", "--journal", "JOURNAL"]
+    return work.supervise(command, seconds, work.context.environment(), "cases", STALL["bench"])
+
+
+def model(work: Work, seconds: float) -> str | None:
+    context = work.context
+    if "transformers" in context.machine.missing:
+        return "transformers is not installed"
+    command = [sys.executable, "-m", "bigmodel.benchmarks.model", "--device", context.machine.device]
+    command += ["--seconds", f"{seconds:.1f}", "--journal", "JOURNAL"]
+    env = context.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    return work.supervise(command, seconds, env, "turns", STALL["model"])
+
+
+def sanitize(work: Work, seconds: float) -> str | None:
+    context, tool_path = work.context, machine.sanitizer()
+    if tool_path is None:
+        return "compute-sanitizer is neither on PATH nor beside nvcc"
+    # Every allocation its own, so that an access beyond it is seen.
+    env = context.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+
+    def run(tool: str) -> str | None:
+        for old in context.work.glob(f"{tool}-*.log"):
+            old.unlink()
+        command = [tool_path, "--tool", tool, "--kernel-name", "kns=bigmodel", "--print-limit", "30"]
+        command += ["--log-file", str(context.work / f"{tool}-%p.log"), sys.executable, "-m", "gpu.exercise"]
+        command += ["--tool", tool, "--device", context.machine.device, "--seconds", f"{seconds:.1f}"]
+        return work.supervise([*command, "--journal", "JOURNAL"], seconds, env, tool, STALL["sanitize"])
+
+    # Side by side: most of a tool's time is the start of a process that it watches.
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        return next((ending for ending in pool.map(run, TOOLS) if ending), None)
+
+
+def sanitizer_findings(folder: Path) -> dict[str, dict]:
+    """What compute-sanitizer wrote, by tool: its errors, or None where it never came to its summary, and its words."""
+    found = {}
+    for tool in TOOLS:
+        texts = [path.read_text(errors="replace") for path in sorted(folder.glob(f"{tool}-*.log"))]
+        if not texts:
+            continue
+        lines = [line.removeprefix("=========").strip() for text in texts for line in text.splitlines()]
+        counts = [re.search(r"(?:ERROR SUMMARY: |RACECHECK SUMMARY: )(\d+)", text) for text in texts]
+        errors = None if None in counts else sum(int(count[1]) for count in counts if count)
+        words = [
+            line for line in lines if line and not line.startswith(("COMPUTE-SANITIZER", "Saved host", "Host Frame"))
+        ]
+        found[tool] = {"errors": errors, "words": words[:60]}
+    return found
+
+
+STAGES: dict[str, Callable[[Work, float], str | None]] = {
+    "build": build,
+    "test": test,
+    "bench-norm": bench,
+    "bench-softmax": bench,
+    "bench-adam": bench,
+    "sanitize": sanitize,
+    "model": model,
+}
+# What part of the time that is left a stage may take beside those after it; what it leaves goes to them.
+SHARE = {"build": 30, "test": 22, "bench-norm": 20, "bench-softmax": 12, "bench-adam": 10, "sanitize": 12, "model": 10}
