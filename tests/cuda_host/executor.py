@@ -112,6 +112,15 @@ class Executor:
             finally:
                 _executor().clear_buffers()
 
+    @property
+    def context(self) -> int:
+        """The device whose context the calling thread has; -1 for none, as in a thread that has used no device yet."""
+        return _executor().current_context()
+
+    @context.setter
+    def context(self, device: int) -> None:
+        _executor().set_current_context(device)
+
     def take_traffic(self) -> list[Traffic]:
         """What every memory instruction has cost since the last call of this."""
         return [
