@@ -49,7 +49,7 @@ def test_driver_is_held_against_what_is_needed(driver, verdict):
 
 
 def test_where_proc_shows_no_driver(tmp_path, monkeypatch):
-    """In some containers it does not: nvidia-smi tells the version, and failing that CUDA does that there is a driver."""
+    """In some containers it does not: nvidia-smi tells the version; without it CUDA still tells that there is one."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\nprintf '580.65.06\\n580.65.06\\n'\n")
     tool.chmod(0o755)

@@ -42,13 +42,17 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     hyper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "decoupled": True}
     step = [torch.ones(())]
     yield "adam, float32", lambda: ops.adam_(numbers(), numbers(), numbers(), numbers(), step, **hyper)
-    yield "adam, bfloat16 with a float32 master", lambda: ops.adam_(
-        numbers(BF16), numbers(BF16), numbers(), numbers(), step, masters=numbers(), **hyper
+    yield (
+        "adam, bfloat16 with a float32 master",
+        lambda: ops.adam_(numbers(BF16), numbers(BF16), numbers(), numbers(), step, masters=numbers(), **hyper),
     )
     codes = lambda: [torch.full((32768,), 130, dtype=torch.uint8)]  # noqa: E731
     scales = lambda: [torch.ones(128)]  # noqa: E731
-    yield "adam, 8-bit states", lambda: ops.adam_(
-        numbers(), numbers(), codes(), codes(), step, exp_avg_scales=scales(), exp_avg_sq_scales=scales(), **hyper
+    yield (
+        "adam, 8-bit states",
+        lambda: ops.adam_(
+            numbers(), numbers(), codes(), codes(), step, exp_avg_scales=scales(), exp_avg_sq_scales=scales(), **hyper
+        ),
     )
     yield "sgd, float32 with momentum", lambda: ops.sgd_(numbers(), numbers(), numbers(), lr=0.1, momentum=0.9)
     yield "adagrad, float32", lambda: ops.adagrad_(numbers(), numbers(), numbers(), step, lr=0.1)
@@ -59,7 +63,9 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def main() -> None:
-    print("# Memory traffic of the CUDA kernels\n\nCounted by the host executor, as on an H100; made by `make traffic`.\n")
+    print(
+        "# Memory traffic of the CUDA kernels\n\nCounted by the host executor, as on an H100; made by `make traffic`.\n"
+    )
     print("| call | kernel | sectors | more than needed | wavefronts | bank conflicts |\n|---|---|---:|---:|---:|---:|")
     with as_cpu() as executor:
         for name, call in calls():

@@ -67,8 +67,8 @@ inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** fun
     return 0;
   };
   const auto set = [](void* context) {
-    cuda_host::set_current_context(
-        context ? int(static_cast<cuda_host::Device*>(context) - &cuda_host::device(0)) : -1);
+    cuda_host::set_current_context(context ? int(static_cast<cuda_host::Device*>(context) - &cuda_host::device(0))
+                                           : -1);
     return 0;
   };
   *function = nullptr;

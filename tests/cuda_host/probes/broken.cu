@@ -179,9 +179,7 @@ __global__ void copies(float* out, const float* in, int n) {
   if (threadIdx.x < n && blockIdx.x == 0) out[threadIdx.x] = in[threadIdx.x];
 }
 
-__global__ void __launch_bounds__(2 * kHalf, 2) bounded(float* out, const float* in, int n) {
-  out[threadIdx.x] = in[threadIdx.x];
-}
+__global__ void __launch_bounds__(2 * kHalf, 2) bounded(float* out, const float* in, int n) { out[threadIdx.x] = in[threadIdx.x]; }
 
 template <Kernel kernel>
 void once(float* out, const float* in, int n) {

@@ -18,14 +18,13 @@ PYBIND11_MODULE(_executor, m) {
       .value("scratch", Role::scratch)
       .value("updated", Role::updated);
 
-  m.def("declare",
-        [](const std::string& path, const std::vector<std::tuple<std::string, size_t, size_t, bool>>& shared,
-           const std::map<uintptr_t, int>& bounds) {
-          Declaration declaration{{}, bounds};
-          for (const auto& [name, offset, size, dynamic] : shared)
-            declaration.shared.push_back({name, offset, size, dynamic});
-          declare(path, std::move(declaration));
-        });
+  m.def("declare", [](const std::string& path, const std::vector<std::tuple<std::string, size_t, size_t, bool>>& shared,
+                      const std::map<uintptr_t, int>& bounds) {
+    Declaration declaration{{}, bounds};
+    for (const auto& [name, offset, size, dynamic] : shared)
+      declaration.shared.push_back({name, offset, size, dynamic});
+    declare(path, std::move(declaration));
+  });
   m.def("devices", [] {
     std::vector<std::string> names;
     for (int i = 0; i < device_count(); ++i) names.push_back(device(i).name);

@@ -33,9 +33,7 @@ std::string text(dim3 extent) {
   return std::to_string(extent.x) + " x " + std::to_string(extent.y) + " x " + std::to_string(extent.z);
 }
 
-std::string name_of_context(int index) {
-  return index < 0 ? "no device" : "device " + std::to_string(index);
-}
+std::string name_of_context(int index) { return index < 0 ? "no device" : "device " + std::to_string(index); }
 
 void require(bool holds, const std::string& otherwise) {
   if (holds) return;
@@ -48,8 +46,8 @@ void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, int b
   const bool extents = block.x <= kBlockXY && block.y <= kBlockXY && block.z <= kBlockZ;
   require(extents && threads >= 1 && threads <= kThreadsPerBlock,
           "a block of " + text(block) + " threads; at most 1024 x 1024 x 64 and 1024 in all");
-  require(threads <= uint64_t(bound), "a block of " + text(block) + " threads; this kernel's __launch_bounds__ allow " +
-                                          std::to_string(bound));
+  require(threads <= uint64_t(bound),
+          "a block of " + text(block) + " threads; this kernel's __launch_bounds__ allow " + std::to_string(bound));
   require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "an empty grid of " + text(grid) + " blocks");
   require(grid.x <= kGridX && grid.y <= kGridYZ && grid.z <= kGridYZ,
           "a grid of " + text(grid) + " blocks; at most 2147483647 x 65535 x 65535");
