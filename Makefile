@@ -86,6 +86,10 @@ asan: setup  ## run the op tests on kernels built with the address and undefined
 	LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))" \
 	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site $(BIN)/python -m pytest tests/ops $(ARGS)
 
+.PHONY: traffic
+traffic: setup  ## count what the CUDA kernels move, bank conflicts and uncoalesced accesses included; no GPU needed
+	cd tests && ../$(BIN)/python -m cuda_host
+
 .PHONY: wheel
 wheel: setup  ## build a wheel for this Python in dist/
 	$(PIP) wheel $(BUILD) --no-deps --wheel-dir dist .

@@ -35,7 +35,9 @@ def gradient(params, step: int, pull: float = 1.0, scale: float = 1.0, dtype=Non
     for row, p in enumerate(params):
         if not p.requires_grad:
             continue
-        grad = noise(step, row, p.shape) + pull * p.detach() if pull else noise(step, row, p.shape)
+        grad = noise(step, row, p.shape).to(p.device)
+        if pull:
+            grad = grad + pull * p.detach()
         if dtype is not None:
             p.grad_dtype = dtype
         # in the parameter's order of memory, as autograd's gradients are

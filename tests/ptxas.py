@@ -25,6 +25,7 @@ class Kernel(NamedTuple):
     spill_bytes: int  # stores and loads
     shared_bytes: int  # static
     accesses: dict[str, int]  # "ld.global.v4.u32": how many of them stand in the code
+    rounded_products: int  # how many multiplications ptxas may not fuse with an addition
 
 
 def find_nvcc() -> str | None:
@@ -68,7 +69,9 @@ def kernels(source: Path, arch: str, nvcc: str) -> list[Kernel]:
         for access in re.findall(r"\b((?:ld|st)\.(?:global|local)\S*)", bodies[mangled]):
             accesses[access] = accesses.get(access, 0) + 1
         spills = int(stores) + int(loads)
-        rows.append(Kernel(name, int(registers), int(stack), spills, int(shared[1]) if shared else 0, accesses))
+        products = len(re.findall(r"\bmul\.rn\.f(?:32|64)", bodies[mangled]))
+        shared_bytes = int(shared[1]) if shared else 0
+        rows.append(Kernel(name, int(registers), int(stack), spills, shared_bytes, accesses, products))
     return sorted(rows)
 
 

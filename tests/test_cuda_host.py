@@ -68,10 +68,14 @@ BROKEN = {
     "grid_empty": r"limits of sm_90 .* an empty grid",
     "cluster_too_large": r"limits of sm_90 .* a cluster of 16 x 1 x 1 blocks; this kernel may have 8",
     "cluster_does_not_divide": r"limits of sm_90 .* 5 x 1 x 1 blocks that clusters of 2 x 1 x 1 do not divide",
+    "beyond_its_launch_bounds": r"limits of sm_90 .* a block of 33 x 1 x 1 threads; .* __launch_bounds__ allow 32",
+    "leaves_another_device": r"device not given back: .* has device 1 where it had (no device|device 0)",
+    "wakes_another_device": r"context made in vain: device 0 was set current",
     "cluster_on_sm_80": r"limits of sm_80 .* a cluster of 2 x 1 x 1 blocks; this kernel may have 1",
 }
 LAUNCHES_COPIES = {"block_too_large", "block_too_deep", "grid_too_tall", "grid_empty", "cluster_too_large",
-                   "cluster_does_not_divide", "cluster_on_sm_80", "dynamic_without_asking"}  # fmt: skip
+                   "cluster_does_not_divide", "cluster_on_sm_80", "dynamic_without_asking", "leaves_another_device",
+                   "wakes_another_device"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -80,7 +84,8 @@ def test_a_broken_kernel_is_caught(probes, name):
         run(probes, name)
     text = str(caught.value)
     assert re.search(BROKEN[name], text), text
-    assert f"kernel probe::{'copies' if name in LAUNCHES_COPIES else name}" in text
+    kernel = "copies" if name in LAUNCHES_COPIES else "bounded" if name == "beyond_its_launch_bounds" else name
+    assert f"kernel probe::{kernel}" in text
 
 
 def test_every_broken_kernel_is_tried(probes):

@@ -48,6 +48,21 @@ def test_driver_is_held_against_what_is_needed(driver, verdict):
     assert info.driver_verdict(driver) == verdict
 
 
+def test_where_proc_shows_no_driver(tmp_path, monkeypatch):
+    """In some containers it does not: nvidia-smi tells the version; without it CUDA still tells that there is one."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '580.65.06\\n580.65.06\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert info._driver_by_nvidia_smi() == "580.65.06"
+    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\n")
+    assert info._driver_by_nvidia_smi() is None
+    tool.unlink()
+    assert info._driver_by_nvidia_smi() is None
+    assert info.driver_verdict(None, "13.0") == "of unknown version, needed >= 580"
+    assert info.driver_verdict(None, "12.8") == "of unknown version, needed >= 580: too old, for CUDA 12.8"
+
+
 def test_hugepage_setting_is_the_bracketed_word(tmp_path):
     path = tmp_path / "enabled"
     path.write_text("always [madvise] never\n")

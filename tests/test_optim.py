@@ -363,6 +363,7 @@ def test_capturable_under_cuda_graphs(cls, options):
         for p in params:
             p.grad = torch.ones_like(p)
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         second.step()
     torch.cuda.current_stream().wait_stream(side)

@@ -113,17 +113,18 @@ def test_a_nonfinite_norm_moves_nothing_and_is_counted(cls, bad):
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("unscaled_by_hand", [False, True])
+@pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @each_class
-def test_grad_scaler_with_infs(cls, unscaled_by_hand, clip):
+def test_grad_scaler_with_infs(cls, place, unscaled_by_hand, clip):
     """Against torch.optim, which the scaler unscales for; steps 1 and 4 have an infinite gradient."""
     extras = {"ema_decay": 0.9} if cls in (AdamW, Adam) else {}
-    ours, stock = parameters(), parameters()
+    ours, stock = ([nn.Parameter(p.detach().to(place)) for p in parameters()] for _ in range(2))
     first = cls(ours, lr=0.1, max_grad_norm=clip, **extras)
     second = CLASSES[cls](stock, lr=0.1)
-    scalers = [torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2) for _ in range(2)]
+    scalers = [torch.amp.GradScaler(place, init_scale=1024.0, growth_interval=2) for _ in range(2)]
     for step in range(6):
         for params, scaler in zip((ours, stock), scalers, strict=True):
-            scale = scaler.scale(torch.ones(())).item()
+            scale = scaler.scale(torch.ones((), device=place)).item()
             gradient(params, step, scale=scale)
             if step in (1, 4):
                 params[4].grad[1, 2, 3, 0] = INF

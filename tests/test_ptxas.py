@@ -57,3 +57,10 @@ def test_softmax_keeps_its_rows_in_registers(softmax_kernels):
             assert kernel.registers <= 128, "a block of 512 threads has to fit"
             wide = {access.split(".")[0] for access in kernel.accesses if ".v4." in access or ".v2." in access}
             assert wide == {"ld", "st"}
+
+
+def test_scaled_scores_are_rounded_before_the_largest_is_taken_away(softmax_kernels):
+    """Fused into one instruction, z - max(z) of the largest z is what rounding took from it, and exp() of that inf."""
+    for kernel, scores in (("softmax_forward<float>", 16), ("softmax_forward<BFloat16>", 16),
+                           ("softmax_forward<double>", 8), ("softmax_forward_any<float, 4>", 4)):  # fmt: skip
+        assert softmax_kernels[f"cuda::{kernel}"].rounded_products >= scores, kernel

@@ -35,22 +35,17 @@ struct Device {
 // Read once per process; throws on an ordinal that does not exist.
 const Device& device(const char* op, int index);
 
-// Makes a device current and gives the caller's back.
+// Makes a device current and gives the calling thread back what it had: a context, or none. Giving back an ordinal
+// would make a context, hundreds of MB, on device 0 in every process of a job whose tensors lie elsewhere.
 class DeviceGuard {
  public:
-  DeviceGuard(const char* op, int index) {
-    check(op, cudaGetDevice(&previous_));
-    moved_ = previous_ != index;
-    if (moved_) check(op, cudaSetDevice(index));
-  }
-  ~DeviceGuard() {
-    if (moved_) cudaSetDevice(previous_);
-  }
+  DeviceGuard(const char* op, int index);
+  ~DeviceGuard();
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = 0;
+  void* previous_ = nullptr;
   bool moved_ = false;
 };
 

@@ -42,6 +42,28 @@ std::string what_is_missing(cudaError_t error) {
   }
 }
 
+// The context of the calling thread, which torch's copy of the runtime shares with this one: cuCtxGetCurrent and
+// cuCtxSetCurrent of the driver, since the runtime itself cannot leave a thread without one.
+struct Contexts {
+  int (*get)(void** context) = nullptr;
+  int (*set)(void* context) = nullptr;
+};
+
+void* driver_function(const char* op, const char* name) {
+  constexpr unsigned kVersion = 12000;  // of the interface; both are older
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  check(op, cudaGetDriverEntryPointByVersion(name, &function, kVersion, cudaEnableDefault, &result));
+  if (!function) fail(op, cudaErrorSymbolNotFound);
+  return function;
+}
+
+const Contexts& contexts(const char* op) {
+  static const Contexts found{reinterpret_cast<int (*)(void**)>(driver_function(op, "cuCtxGetCurrent")),
+                              reinterpret_cast<int (*)(void*)>(driver_function(op, "cuCtxSetCurrent"))};
+  return found;
+}
+
 }  // namespace
 
 int runtime_version() {
@@ -73,6 +95,19 @@ const Device& device(const char* op, int index) {
   int count = 0;
   check(op, cudaGetDeviceCount(&count));
   fail(op, cudaErrorInvalidDevice);
+}
+
+DeviceGuard::DeviceGuard(const char* op, int index) {
+  int current = -1;
+  contexts(op).get(&previous_);  // fails before the driver's first use, when there is none
+  if (previous_) check(op, cudaGetDevice(&current));
+  if (current == index) return;
+  check(op, cudaSetDevice(index));
+  moved_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (moved_) contexts("").set(previous_);
 }
 
 void fail(const char* op, cudaError_t error) {

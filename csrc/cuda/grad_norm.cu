@@ -10,6 +10,7 @@ namespace bigmodel::cuda {
 namespace {
 
 constexpr int kNormChunk = 64 * kUpdateThreads;
+constexpr int kNormPacks = 4;  // of a thread on their way at once: 32 bytes of a 16-bit gradient
 
 template <class C>
 __device__ C join(C a, C b, int power) {
@@ -30,15 +31,24 @@ __device__ double block_join(double value, int power) {
 
 template <class C>
 __device__ double chunk_total(const char* base, int format, int n, int power) {
-  constexpr int E = kPackElements<C>;
+  constexpr int E = kPackElements<C>, kStep = kUpdateThreads * E;
   C total = 0;
-  for (int at = threadIdx.x * E; at < n; at += kUpdateThreads * E) {
-    const int count = min(E, n - at);
-    C value[E];
-    widen_raw(value, load_raw(Tag<C>{}, base + at * bytes_of(format), format, count), format);
+  for (int first = threadIdx.x * E; first < n; first += kNormPacks * kStep) {
+    Raw raw[kNormPacks];
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count) total = join(total, power == 2 ? value[e] * value[e] : C(fabs(value[e])), power);
+    for (int u = 0; u < kNormPacks; ++u) {
+      const int at = first + u * kStep;
+      raw[u] = Raw{};
+      if (at < n) raw[u] = load_raw(Tag<C>{}, base + at * bytes_of(format), format, min(E, n - at));
+    }
+#pragma unroll
+    for (int u = 0; u < kNormPacks; ++u) {
+      C value[E];
+      widen_raw(value, raw[u], format);
+#pragma unroll
+      for (int e = 0; e < E; ++e)
+        if (first + u * kStep + e < n) total = join(total, power == 2 ? value[e] * value[e] : C(fabs(value[e])), power);
+    }
   }
   return total;
 }

@@ -106,6 +106,11 @@ __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float hyperbolic(float x) { return tanhf(x); }
 __device__ inline double hyperbolic(double x) { return tanh(x); }
 
+// A product that is not fused with a later addition: z - max(z) must be 0 for the largest z, and fused it would be what
+// rounding took from z, by which exp() of scores beyond 1e9 is infinite.
+__device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
+__device__ inline double product(double x, double y) { return __dmul_rn(x, y); }
+
 // E elements of the mask from key `col` on, as what is added.
 template <class C, int E>
 __device__ void load_mask(C (&added)[E], const SoftmaxForward& a, int64_t offset, int64_t col, int count) {
@@ -133,10 +138,10 @@ __device__ void prepare(C (&z)[E], const SoftmaxForward& a, const SoftmaxRow& ro
   if (cap != C(0)) {
     const C by_cap = C(a.rows.scale / a.rows.softcap);
 #pragma unroll
-    for (int e = 0; e < E; ++e) z[e] = hyperbolic(z[e] * by_cap) * cap;
+    for (int e = 0; e < E; ++e) z[e] = product(hyperbolic(z[e] * by_cap), cap);
   } else {
 #pragma unroll
-    for (int e = 0; e < E; ++e) z[e] *= scale;
+    for (int e = 0; e < E; ++e) z[e] = product(z[e], scale);
   }
   if (a.mask) {
     C added[E];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 from bigmodel import __version__, _native
@@ -53,7 +54,7 @@ def _cuda(native) -> dict:
         "built": built,
         "status": native.cuda_status,
         "architectures": native.cuda_architectures.split(),
-        "driver": driver_version(),
+        "driver": driver_version() or _driver_by_nvidia_smi(),
         "driver_needed": MINIMUM_DRIVER,
         "devices": [],
     }
@@ -84,8 +85,22 @@ def driver_version(path: str = "/proc/driver/nvidia/version") -> str | None:
     return found.group(1) if found else None
 
 
-def driver_verdict(driver: str | None) -> str:
-    """One phrase: which driver is there, which is needed."""
+def _driver_by_nvidia_smi() -> str | None:
+    """For containers that show no /proc/driver; None where the tool is missing or says anything else."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.match(r"\d{3,}\.\d+(?:\.\d+)?$", told.strip().split("\n")[0])
+    return found.group(0) if found else None
+
+
+def driver_verdict(driver: str | None, supports: str | None = None) -> str:
+    """One phrase: which driver is there, which is needed; `supports` is the CUDA version that the driver tells."""
+    if driver is None and supports is not None:
+        enough = int(supports.split(".")[0]) >= 13
+        return f"of unknown version, needed >= {MINIMUM_DRIVER}" + ("" if enough else f": too old, for CUDA {supports}")
     if driver is None:
         return f"none, needed >= {MINIMUM_DRIVER}"
     enough = int(driver.split(".")[0]) >= MINIMUM_DRIVER
@@ -129,7 +144,7 @@ def render(facts: dict) -> str:
         lines += [
             ("architectures", " ".join(cuda["architectures"])),
             ("CUDA runtime", f"{cuda['runtime']}; the driver supports {cuda['driver_supports'] or 'none'}"),
-            ("driver", driver_verdict(cuda["driver"])),
+            ("driver", driver_verdict(cuda["driver"], cuda["driver_supports"])),
         ]
     devices = [f"{d['name']} (sm_{d['capability'].replace('.', '')}, {d['memory_gib']} GiB)" for d in cuda["devices"]]
     lines.append(("devices", ", ".join(devices) or "no CUDA device seen by torch"))

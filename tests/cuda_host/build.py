@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pybind11
 
@@ -107,11 +108,14 @@ def executor() -> Path:
     return target
 
 
-def module(name: str, kernels: Sequence[Path], binding: Path) -> tuple[Path, list[tuple[str, int, int, bool]]]:
-    """The Python module `name` of instrumented CUDA sources and a binding, and its `__shared__` variables.
+class Module(NamedTuple):
+    path: Path
+    shared: list[tuple[str, int, int, bool]]  # name, offset in the module's thread-local block, bytes, dynamic
+    bounds: dict[int, int]  # by the kernel's offset in the library: the threads of its __launch_bounds__
 
-    A variable is (name, offset in the module's thread-local block, bytes, dynamic).
-    """
+
+def module(name: str, kernels: Sequence[Path], binding: Path) -> Module:
+    """The Python module `name` of instrumented CUDA sources and a binding, and what the executor must know of it."""
     library = executor()
     folder = library.parent
     headers = [path for path in _sources(ROOT / "csrc") if path.suffix in {".h", ".cuh"}]
@@ -131,7 +135,7 @@ def module(name: str, kernels: Sequence[Path], binding: Path) -> tuple[Path, lis
             link = [*_LINK, f"-Wl,-rpath,{folder}", *(str(o) for o in objects), *extra, str(library)]
             _run([_COMPILER, *link, "-o", str(unfinished)])
             unfinished.rename(target)
-    return target, _shared_variables(target, objects[:-1])
+    return Module(target, _shared_variables(target, objects[:-1]), _bounds(target, [*kernels, *headers]))
 
 
 def _shared_variables(target: Path, objects: Sequence[Path]) -> list[tuple[str, int, int, bool]]:
@@ -142,6 +146,30 @@ def _shared_variables(target: Path, objects: Sequence[Path]) -> list[tuple[str, 
         (text.rsplit("::", 1)[-1], offset, size, not symbols[mangled])
         for text, (mangled, offset, size, _) in zip(plain, found, strict=True)
     ]
+
+
+def _bounds(target: Path, sources: Sequence[Path]) -> dict[int, int]:
+    """From the sources: a compiler for CPUs has no attribute to carry the number to the launch."""
+    text = "\n".join(source.read_text() for source in sources)
+    constants = dict(re.findall(r"constexpr int (k\w+) = ([^;]+);", text))
+
+    def value(expression: str) -> int:
+        return eval("(" + re.sub(r"k\w+", lambda name: str(value(constants[name[0]])), expression) + ")")
+
+    found = re.findall(r"__launch_bounds__\(\s*([^(),]+)(?:,[^()]*)?\)\s*(\w+)\(", text)
+    if len(found) != len(re.findall(r"__launch_bounds__\(", text)):
+        raise RuntimeError("cuda_host: a __launch_bounds__ is written in a way that build.py does not read.")
+    threads = {name: value(expression) for expression, name in found}
+    pattern = re.compile(r"\s*\d+: (\w+)\s+\w+ FUNC\s+\w+\s+\w+\s+\w+ (\S+)")
+    lines = _run(["readelf", "--syms", "--wide", str(target)]).splitlines()
+    symbols = [match.groups() for match in map(pattern.match, lines) if match]
+    names = _run(["c++filt", *(name for _, name in symbols)]).splitlines()
+    bases = [re.match(r"(?:void )?(?:[\w ()]+::)*(\w+)", name) for name in names]
+    return {
+        int(offset, 16): threads[base[1]]
+        for (offset, _), base in zip(symbols, bases, strict=True)
+        if base and base[1] in threads
+    }
 
 
 class _Lock:

@@ -102,13 +102,24 @@ class Executor:
                         matrix.name, getattr(roles, matrix.role), matrix.address, matrix.rows,
                         matrix.row_bytes(), matrix.stride_bytes(), matrix.element_bytes(),
                     )  # fmt: skip
+                _executor().begin_call()
                 result = function(*args)
+                _executor().end_call()
                 _executor().check_written()
                 return result
             except self.Violation as violation:
                 raise self.Violation(_named(str(violation))) from None
             finally:
                 _executor().clear_buffers()
+
+    @property
+    def context(self) -> int:
+        """The device whose context the calling thread has; -1 for none, as in a thread that has used no device yet."""
+        return _executor().current_context()
+
+    @context.setter
+    def context(self, device: int) -> None:
+        _executor().set_current_context(device)
 
     def take_traffic(self) -> list[Traffic]:
         """What every memory instruction has cost since the last call of this."""
@@ -122,9 +133,9 @@ class Executor:
 def open_module(name: str, kernels: list[Path], binding: Path) -> ModuleType:
     """Builds a module of CUDA sources where that is needed, and imports it."""
     executor = _executor()
-    path, shared = build.module(name, kernels, binding)
-    executor.declare_shared(str(path), shared)
-    return _import(name, path)
+    built = build.module(name, kernels, binding)
+    executor.declare(str(built.path), built.shared, built.bounds)
+    return _import(name, built.path)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import cuda_host
 import pytest
 import torch
 from test_adam import HYPER, Group, assert_same_bits
@@ -108,6 +109,19 @@ def test_nothing_moved_keeps_the_table(described):
     table = cache._table
     group.step(cache=cache)
     assert cache._table is table
+
+
+def test_a_captured_step_has_scratch_of_its_own(monkeypatch):
+    """One from before the capture would be freed with its table, and replays would write to another tensor's memory."""
+    group, cache = Group(sizes=SIZES), TableCache()
+    with cuda_host.as_cpu():
+        group.step(cache=cache)
+        first = cache._table.scratch
+        group.step(cache=cache)
+        assert cache._table.scratch is first
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        group.step(cache=cache)
+    assert cache._table.scratch.data_ptr() != first.data_ptr()
 
 
 def test_versions_of_all_that_is_written(device):

@@ -231,3 +231,16 @@ def test_traffic_of_every_kernel_is_reported():
     (cuda_host.build.BUILD / "norm_traffic.txt").write_text(table + "\n")
     for kernel in ("norm_forward<", "norm_forward_any<", "norm_backward<", "norm_backward_any<", "norm_reduce<"):
         assert kernel in table
+
+
+@pytest.mark.parametrize("before", [-1, H100, A100], ids=["none", "the first", "another"])
+def test_a_call_leaves_the_threads_device_as_it_was(before):
+    """And makes no context elsewhere, which the executor checks after each call."""
+    with cuda_host.as_cpu(H100_SLICE) as executor:
+        executor.context = before
+        try:
+            x = torch.randn(3, 40, requires_grad=True)
+            bigmodel.rms_norm(x, 40).sum().backward()
+            assert executor.context == before
+        finally:
+            executor.context = -1

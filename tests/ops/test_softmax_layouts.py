@@ -50,9 +50,8 @@ def test_a_broadcast_mask_is_not_expanded_in_memory():
 
 def test_gradients_of_a_mask_are_summed_without_losing_digits(device):
     """Thousands of rows share the mask; float32 sums of them, in groups, keep within the accuracy rule."""
-    rows = 4096 if device == "cpu" else 64
-    compare(normal(rows, 1, 2, 33, device=device), mask=normal(33, device=device))
-    compare(normal(rows, 1, 2, 33, device=device), mask=normal(2, 33, device=device))
+    compare(normal(4096, 1, 2, 33, device=device), mask=normal(33, device=device))
+    compare(normal(4096, 1, 2, 33, device=device), mask=normal(2, 33, device=device))
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -98,7 +97,7 @@ def test_empty(device, shape):
 
 
 def test_the_callers_tensors_are_not_written(device):
-    scores, mask, sinks = (t.requires_grad_() for t in (normal(2, 3, 4, 9), normal(4, 9), normal(3)))
+    scores, mask, sinks = (normal(*size, device=device).requires_grad_() for size in ((2, 3, 4, 9), (4, 9), (3,)))
     grad = torch.randn(2, 3, 4, 9, device=device)
     tensors = (scores, mask, sinks, grad)
     before = [(t.detach().clone(), t._version) for t in tensors]
@@ -112,6 +111,7 @@ def test_the_callers_tensors_are_not_written(device):
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"dropout_p": 0.4}, {"sinks": torch.zeros(3)}], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "heads second", "keys first"])
 def test_in_place(device, options, layout):
+    options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     base = normal(2, 3, 4, 9, device=device)
     if layout == "heads second":
         base = base.transpose(1, 2).contiguous().transpose(1, 2)

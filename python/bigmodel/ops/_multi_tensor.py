@@ -64,7 +64,8 @@ def scratch(table: Table, native: Any) -> int:
     """The address of an accelerator's memory for what is computed once per row; the CPU keeps its own."""
     if native is _registry._C.cpu:
         return 0
-    if table.scratch is None:
+    # A graph keeps the address but not the tensor: only what is allocated during its capture stays the graph's.
+    if table.scratch is None or torch.cuda.is_current_stream_capturing():
         table.scratch = torch.empty(table.rows * _SCRATCH_PER_ROW, dtype=torch.float64, device=table.device)
     return table.scratch.data_ptr()
 

@@ -1,6 +1,7 @@
 // The part of CUDA's runtime interface that the sources use, on top of the executor. Names and meanings are CUDA's.
 #pragma once
 
+#include <cstring>
 #include <tuple>
 #include <utility>
 
@@ -18,6 +19,7 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorSymbolNotFound = 500,
 };
 inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -53,6 +55,29 @@ inline cudaError_t cudaGetDevice(int* index) { return *index = cuda_host::curren
 inline cudaError_t cudaSetDevice(int index) {
   return cuda_host::set_current_device(index) ? cudaSuccess : cudaErrorInvalidDevice;
 }
+
+// Of the driver, the functions for the context of the calling thread: a handle is the address of its device.
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+constexpr unsigned long long cudaEnableDefault = 0;
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* result) {
+  const auto get = [](void** context) {
+    const int index = cuda_host::current_context();
+    *context = index < 0 ? nullptr : const_cast<cuda_host::Device*>(&cuda_host::device(index));
+    return 0;
+  };
+  const auto set = [](void* context) {
+    cuda_host::set_current_context(context ? int(static_cast<cuda_host::Device*>(context) - &cuda_host::device(0))
+                                           : -1);
+    return 0;
+  };
+  *function = nullptr;
+  if (!std::strcmp(name, "cuCtxGetCurrent")) *function = reinterpret_cast<void*>(+get);
+  if (!std::strcmp(name, "cuCtxSetCurrent")) *function = reinterpret_cast<void*>(+set);
+  *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 

@@ -6,6 +6,8 @@
 namespace probe {
 namespace {
 
+constexpr int kHalf = 16;
+
 __global__ void reads_past_the_end(float* out, const float* in, int n) {
   out[threadIdx.x] = in[threadIdx.x + (threadIdx.x == 63)];
 }
@@ -177,6 +179,8 @@ __global__ void copies(float* out, const float* in, int n) {
   if (threadIdx.x < n && blockIdx.x == 0) out[threadIdx.x] = in[threadIdx.x];
 }
 
+__global__ void __launch_bounds__(2 * kHalf, 2) bounded(float* out, const float* in, int n) { out[threadIdx.x] = in[threadIdx.x]; }
+
 template <Kernel kernel>
 void once(float* out, const float* in, int n) {
   launch(kernel, out, in, n, 1, 64);
@@ -204,6 +208,18 @@ void cluster_on_sm_80(float* out, const float* in, int n) {
     ~Back() { cudaSetDevice(0); }
   } back;
   launch(copies, out, in, n, 2, 64, 2);
+}
+void beyond_its_launch_bounds(float* out, const float* in, int n) { launch(bounded, out, in, n, 1, 33); }
+void leaves_another_device(float* out, const float* in, int n) {
+  cudaSetDevice(1);
+  launch(copies, out, in, n, 1, 64);
+}
+void wakes_another_device(float* out, const float* in, int n) {  // its caller has none, so it has none to give back
+  int caller = 0;
+  cudaGetDevice(&caller);
+  cudaSetDevice(2);
+  launch(copies, out, in, n, 1, 64);
+  cudaSetDevice(caller);
 }
 void dynamic_without_asking(float* out, const float* in, int n) { launch(copies, out, in, n, 1, 64, 1, 48 * 1024 + 4); }
 
@@ -244,6 +260,9 @@ const Probe kBroken[] = {
     {"cluster_too_large", cluster_too_large},
     {"cluster_does_not_divide", cluster_does_not_divide},
     {"cluster_on_sm_80", cluster_on_sm_80},
+    {"beyond_its_launch_bounds", beyond_its_launch_bounds},
+    {"leaves_another_device", leaves_another_device},
+    {"wakes_another_device", wakes_another_device},
     {"dynamic_without_asking", dynamic_without_asking},
     {nullptr, nullptr},
 };

@@ -18,12 +18,13 @@ PYBIND11_MODULE(_executor, m) {
       .value("scratch", Role::scratch)
       .value("updated", Role::updated);
 
-  m.def("declare_shared",
-        [](const std::string& path, const std::vector<std::tuple<std::string, size_t, size_t, bool>>& variables) {
-          std::vector<SharedVariable> declared;
-          for (const auto& [name, offset, size, dynamic] : variables) declared.push_back({name, offset, size, dynamic});
-          declare_shared(path, std::move(declared));
-        });
+  m.def("declare", [](const std::string& path, const std::vector<std::tuple<std::string, size_t, size_t, bool>>& shared,
+                      const std::map<uintptr_t, int>& bounds) {
+    Declaration declaration{{}, bounds};
+    for (const auto& [name, offset, size, dynamic] : shared)
+      declaration.shared.push_back({name, offset, size, dynamic});
+    declare(path, std::move(declaration));
+  });
   m.def("devices", [] {
     std::vector<std::string> names;
     for (int i = 0; i < device_count(); ++i) names.push_back(device(i).name);
@@ -34,6 +35,10 @@ PYBIND11_MODULE(_executor, m) {
                          size_t stride, size_t element_bytes) {
     global_memory.add({name, role, address, rows, row_bytes, stride, element_bytes, {}});
   });
+  m.def("begin_call", &begin_call);
+  m.def("end_call", &end_call);
+  m.def("current_context", &current_context);
+  m.def("set_current_context", &set_current_context);
   m.def("check_written", [] { global_memory.check_written(); });
   m.def("clear_buffers", [] {
     global_memory.clear();

@@ -120,6 +120,11 @@ extern Grid* grid;                                                              
 // Runs every block; throws Violation when a check fails.
 void run(Grid& grid);
 
+// Around a native call. The second throws Violation if the calling thread has another device than before, or if one was
+// set current for nothing.
+void begin_call();
+void end_call();
+
 // Ends the launch with a violation; in a fibre it never comes back.
 [[noreturn]] void fail(const std::string& what);
 

@@ -2,6 +2,8 @@
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "access.h"
 #include "grid.h"
@@ -20,7 +22,10 @@ constexpr Device kDevices[] = {
 constexpr uint32_t kGridX = 2147483647, kGridYZ = 65535, kBlockXY = 1024, kBlockZ = 64;
 constexpr size_t kArgumentBytes = 32764;  // from sm_70 and CUDA 12.1 on
 
-thread_local int current_index = 0;
+thread_local int context = -1;        // of the calling thread: a device's, or -1
+thread_local int chosen = 0;          // by the last cudaSetDevice: where a launch without a context goes
+int context_before = -1;              // at begin_call, as the next two begin there
+std::vector<bool> made, launched_on;  // by device: contexts, and whether kernels ran
 std::map<const void*, KernelAttributes> attributes_of;
 std::mutex one_launch;
 
@@ -28,22 +33,26 @@ std::string text(dim3 extent) {
   return std::to_string(extent.x) + " x " + std::to_string(extent.y) + " x " + std::to_string(extent.z);
 }
 
+std::string name_of_context(int index) { return index < 0 ? "no device" : "device " + std::to_string(index); }
+
 void require(bool holds, const std::string& otherwise) {
   if (holds) return;
-  throw Violation("launch beyond the limits of " + std::string(device(current_index).name) + ": " + otherwise);
+  throw Violation("launch beyond the limits of " + std::string(device(current_device()).name) + ": " + otherwise);
 }
 
-void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, size_t arguments_bytes) {
+void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, int bound, size_t arguments_bytes) {
   const auto [grid, block, cluster, dynamic_bytes] = shape;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   const bool extents = block.x <= kBlockXY && block.y <= kBlockXY && block.z <= kBlockZ;
   require(extents && threads >= 1 && threads <= kThreadsPerBlock,
           "a block of " + text(block) + " threads; at most 1024 x 1024 x 64 and 1024 in all");
+  require(threads <= uint64_t(bound),
+          "a block of " + text(block) + " threads; this kernel's __launch_bounds__ allow " + std::to_string(bound));
   require(grid.x >= 1 && grid.y >= 1 && grid.z >= 1, "an empty grid of " + text(grid) + " blocks");
   require(grid.x <= kGridX && grid.y <= kGridYZ && grid.z <= kGridYZ,
           "a grid of " + text(grid) + " blocks; at most 2147483647 x 65535 x 65535");
   const uint64_t blocks = uint64_t(cluster.x) * cluster.y * cluster.z;
-  const Device& gpu = device(current_index);
+  const Device& gpu = device(current_device());
   const int most = kernel.nonportable_cluster ? gpu.cluster_blocks_nonportable : gpu.cluster_blocks;
   require(blocks >= 1 && blocks <= uint64_t(most),
           "a cluster of " + text(cluster) + " blocks; this kernel may have " + std::to_string(most));
@@ -59,9 +68,9 @@ void check_shape(const LaunchShape& shape, const KernelAttributes& kernel, size_
 void check_shared(const SharedMemory& shared, size_t dynamic_bytes) {
   const size_t fixed = shared.static_bytes_used();
   require(fixed <= kSharedBytesPerBlock, std::to_string(fixed) + " bytes of static shared memory; at most 49152");
-  require(fixed + dynamic_bytes <= size_t(device(current_index).shared_bytes_per_block),
+  require(fixed + dynamic_bytes <= size_t(device(current_device()).shared_bytes_per_block),
           std::to_string(fixed) + " bytes of static and " + std::to_string(dynamic_bytes) +
-              " of dynamic shared memory; at most " + std::to_string(device(current_index).shared_bytes_per_block));
+              " of dynamic shared memory; at most " + std::to_string(device(current_device()).shared_bytes_per_block));
 }
 
 }  // namespace
@@ -70,12 +79,36 @@ int device_count() { return int(std::size(kDevices)); }
 
 const Device& device(int index) { return kDevices[index]; }
 
-int current_device() { return current_index; }
+int current_device() { return context < 0 ? chosen : context; }
 
 bool set_current_device(int index) {
   if (index < 0 || index >= device_count()) return false;
-  current_index = index;
+  chosen = context = index;
+  if (!made.empty()) made[size_t(index)] = true;
   return true;
+}
+
+int current_context() { return context; }
+
+void set_current_context(int index) { context = index; }
+
+void begin_call() {
+  made.assign(size_t(device_count()), false);
+  launched_on = made;
+  chosen = 0;
+  context_before = context;
+}
+
+void end_call() {
+  const int after = std::exchange(context, context_before);
+  for (size_t i = 0; i < made.size(); ++i) {
+    if (!made[i] || launched_on[i]) continue;
+    throw Violation("context made in vain: device " + std::to_string(i) +
+                    " was set current, and none of these ran there: " + global_memory.kernels());
+  }
+  if (after == context_before) return;
+  throw Violation("device not given back: the calling thread has " + name_of_context(after) + " where it had " +
+                  name_of_context(context_before) + ", after " + global_memory.kernels());
 }
 
 KernelAttributes& attributes(const void* kernel) { return attributes_of[kernel]; }
@@ -87,8 +120,11 @@ void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void*
   const std::string kernel_name = code(module.path, reinterpret_cast<uintptr_t>(kernel) - module.begin);
   global_memory.launched(kernel_name);
   try {
-    check_shape(shape, attributes(kernel), arguments_bytes);
+    const auto bound = module.bounds.find(reinterpret_cast<uintptr_t>(kernel) - module.begin);
+    check_shape(shape, attributes(kernel), bound == module.bounds.end() ? kThreadsPerBlock : bound->second,
+                arguments_bytes);
     Grid grid{shape, kernel, call, begin, begin + arguments_bytes, &module, {}, 0, {}, {}, {}};
+    if (!launched_on.empty()) launched_on[size_t(current_device())] = true;
     run(grid);
     check_shared(module.shared, shape.dynamic_shared_bytes);
   } catch (const Violation& violation) {

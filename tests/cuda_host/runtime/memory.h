@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,6 +37,7 @@ class GlobalMemory {
   void add(Buffer buffer);
   void clear() { buffers_.clear(), kernels_.clear(); }
   void launched(const std::string& kernel) { kernels_ += (kernels_.empty() ? "kernel " : ", kernel ") + kernel; }
+  const std::string& kernels() const { return kernels_; }
   // Throws Violation if an element of an output was never written.
   void check_written() const;
 
@@ -98,11 +100,18 @@ struct Module {
   uintptr_t begin = 0, end = 0;  // of its image
   size_t tls_module = 0;
   SharedMemory shared;
+  std::map<uintptr_t, int> bounds;  // by a kernel's offset: the threads of its __launch_bounds__
 };
 
-// The module whose code holds the address; shared variables come from declare_shared.
+// What the build found in a library beside its code.
+struct Declaration {
+  std::vector<SharedVariable> shared;
+  std::map<uintptr_t, int> bounds;
+};
+void declare(const std::string& path, Declaration declaration);
+
+// The module whose code holds the address.
 Module& module_of(const void* code);
-void declare_shared(const std::string& path, std::vector<SharedVariable> variables);
 void forget_shared_accesses();  // of every module
 // The start of the module's thread-local block on this thread.
 uintptr_t thread_local_block(const Module& module);

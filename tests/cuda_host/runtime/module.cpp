@@ -15,7 +15,7 @@ namespace cuda_host {
 namespace {
 
 std::map<uintptr_t, Module> modules;
-std::map<std::string, std::vector<SharedVariable>> declared;
+std::map<std::string, Declaration> declared;
 
 std::string real_path(const std::string& path) {
   char buffer[PATH_MAX];
@@ -36,9 +36,7 @@ int visit(dl_phdr_info* info, size_t, void* data) {
 
 }  // namespace
 
-void declare_shared(const std::string& path, std::vector<SharedVariable> variables) {
-  declared[real_path(path)] = std::move(variables);
-}
+void declare(const std::string& path, Declaration declaration) { declared[real_path(path)] = std::move(declaration); }
 
 Module& module_of(const void* code) {
   Dl_info info;
@@ -50,7 +48,8 @@ Module& module_of(const void* code) {
   module.path = real_path(info.dli_fname);
   module.begin = begin;
   dl_iterate_phdr(visit, &module);
-  module.shared.declare(declared[module.path]);
+  module.shared.declare(declared[module.path].shared);
+  module.bounds = declared[module.path].bounds;
   return module;
 }
 

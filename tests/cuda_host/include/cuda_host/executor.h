@@ -73,7 +73,9 @@ constexpr int kBlocksPerMultiprocessor = 32;
 int device_count();
 const Device& device(int index);
 int current_device();
-bool set_current_device(int index);  // false: there is none
+bool set_current_device(int index);  // makes its context and makes that current; false: there is no such device
+int current_context();               // of the calling thread: a device's, or -1
+void set_current_context(int index);
 
 struct KernelAttributes {
   size_t dynamic_shared_bytes = kSharedBytesPerBlock;
