@@ -28,14 +28,15 @@ __device__ double block_join(double value, int power) {
   return value;
 }
 
-template <class C>
-__device__ double chunk_total(const char* base, int format, int n, int power) {
-  constexpr int E = kPackElements<C>;
+template <class T>
+__device__ double chunk_total(const char* base, int n, int power) {
+  using C = Compute<T>;
+  constexpr int E = kPackBytes / int(sizeof(T));
   C total = 0;
   for (int at = threadIdx.x * E; at < n; at += kUpdateThreads * E) {
     const int count = min(E, n - at);
     C value[E];
-    widen_raw(value, load_raw(Tag<C>{}, base + at * bytes_of(format), format, count), format);
+    load_part(value, reinterpret_cast<const T*>(base) + at, count);
 #pragma unroll
     for (int e = 0; e < E; ++e)
       if (e < count) total = join(total, power == 2 ? value[e] * value[e] : C(fabs(value[e])), power);
@@ -49,8 +50,13 @@ grad_partials(const __grid_constant__ Part<1> part, double* partials, const int 
   const int64_t begin = int64_t(int(blockIdx.x) - part.first_block[row]) * kNormChunk;
   const int n = int(min(int64_t(kNormChunk), part.elements[row] - begin));
   const char* base = static_cast<const char*>(part.address[kGradValue][row]) + begin * bytes_of(format);
-  const double total = format == int(DType::float64) ? chunk_total<double>(base, format, n, power)
-                                                     : chunk_total<float>(base, format, n, power);
+  double total = 0;
+  switch (DType(format)) {
+    case DType::float32: total = chunk_total<float>(base, n, power); break;
+    case DType::bfloat16: total = chunk_total<BFloat16>(base, n, power); break;
+    case DType::float16: total = chunk_total<Float16>(base, n, power); break;
+    case DType::float64: total = chunk_total<double>(base, n, power); break;
+  }
   const double joined = block_join(total, power);
   if (threadIdx.x == 0) partials[blockIdx.x] = joined;
 }
@@ -63,7 +69,7 @@ grad_join(double* total, const double* partials, const int64_t count, const int 
   if (threadIdx.x == 0) *total = value;
 }
 
-__global__ void grad_clip_kernel(const GradClip a) {
+__global__ void __launch_bounds__(1) grad_clip_kernel(const GradClip a) {
   const double norm = (a.power == 2 ? sqrt(*a.total) : *a.total) / double(scalar_or(a.grad_scale, 1));
   const bool skip = scalar_or(a.found_inf, 0) != 0 || (a.skip_nonfinite && norm - norm != 0);  // infinite or NaN
   if (a.norm_dtype == DType::float64) *static_cast<double*>(a.norm) = norm;

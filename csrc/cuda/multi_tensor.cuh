@@ -3,8 +3,9 @@
 // row; a warp takes two packs of each lane at once, 256 elements, so that many loads are on their way and a block of
 // 8-bit codes lies in one warp.
 //
-// A lane's pack is 16 bytes of the compute type. Streams of fewer bits move fewer bytes in the same order: no sector is
-// touched twice. An address that does not allow it is read element by element.
+// A lane's pack is 16 bytes of the compute type. Where every stream of a row has 16 bits, a lane's two packs lie side by
+// side and move as one word of 16 bytes; beside wider streams those of fewer bits move fewer bytes in the same order, so
+// that no sector is touched twice. An address that does not allow it is read element by element.
 //
 // An op is a struct with
 //   kStreams, use(stream)        the streams that are loaded and stored, and how
@@ -189,6 +190,21 @@ __device__ inline Raw load_raw(Tag<double>, const void* from, int format, int co
   return raw;
 }
 
+// Two packs of a 16-bit type that lie side by side, at a multiple of 16 bytes.
+__device__ inline void load_pair(Raw (&raw)[2], const uint16_t* from) {
+  const uint4 v = *reinterpret_cast<const uint4*>(from);
+  raw[0].word[0] = v.x, raw[0].word[1] = v.y, raw[1].word[0] = v.z, raw[1].word[1] = v.w;
+}
+
+__device__ inline void store_pair(uint16_t* to, DType dtype, const float (&value)[2][4]) {
+  uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    word[i] = dtype == DType::bfloat16 ? Pack<BFloat16, 4>::of(value[i / 2]).word[i % 2]
+                                       : Pack<Float16, 4>::of(value[i / 2]).word[i % 2];
+  *reinterpret_cast<uint4*>(to) = make_uint4(word[0], word[1], word[2], word[3]);
+}
+
 // As integers, so that NaN is larger than infinity.
 __device__ inline uint32_t magnitude_bits(float value) { return __float_as_uint(value) & 0x7fffffffu; }
 
@@ -292,7 +308,7 @@ template <class Op, class C>
 __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constant__ Part<Op::kColumns> part,
                                     const __grid_constant__ typename Op::Args args) {
   constexpr int S = Op::kStreams, U = kPacksAtOnce, E = kPackElements<C>;
-  constexpr bool kCodes = Op::kQuantisable && std::is_same_v<C, float>;
+  constexpr bool kNarrow = std::is_same_v<C, float>, kCodes = Op::kQuantisable && kNarrow;
   const int row = row_of_block(part);
   if (is_wide<Op>(part.formats[row]) != std::is_same_v<C, double> || found_inf(args.control)) return;
   const double* const scratch = static_cast<const double*>(args.scratch) + (part.first_row + row) * kScratchPerRow;
@@ -312,11 +328,13 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
   int format[S];
   char* base[S];
   uint32_t present = 0;
+  bool paired = kNarrow;  // a lane's packs lie side by side
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     format[s] = part.format(row, s);
     base[s] = static_cast<char*>(part.address[s][row]);
     present |= uint32_t(base[s] != nullptr) << s;
+    if (base[s]) paired &= bytes_of(format[s]) == 2;
     base[s] += begin * bytes_of(format[s]);
   }
   const auto has = [&](int s) { return (present >> s & 1) != 0; };
@@ -330,17 +348,27 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
 
   const int lane = threadIdx.x % kWarp;
   for (int first = threadIdx.x / kWarp * (kWarp * U * E); first < n; first += kUpdateThreads * U * E) {
-    const auto at = [&](int u) { return first + (u * kWarp + lane) * E; };
+    const auto at = [&](int u) { return first + (paired ? lane * U + u : u * kWarp + lane) * E; };
     const auto count = [&](int u) { return max(0, min(E, n - at(u))); };
+    const auto in_one = [&](int s) {
+      return paired && count(U - 1) == E && reinterpret_cast<uintptr_t>(base[s]) % kPackBytes == 0;
+    };
     Raw raw[S][U];
 #pragma unroll
-    for (int s = 0; s < S; ++s)
+    for (int s = 0; s < S; ++s) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        raw[s][u] = Raw{};
-        if (Op::use(s).read && has(s) && count(u) > 0)
-          raw[s][u] = load_raw(Tag<C>{}, base[s] + at(u) * bytes_of(format[s]), format[s], count(u));
+      for (int u = 0; u < U; ++u) raw[s][u] = Raw{};
+      if (!Op::use(s).read || !has(s)) continue;
+      if constexpr (kNarrow) {
+        if (in_one(s)) {
+          load_pair(raw[s], reinterpret_cast<const uint16_t*>(base[s]) + at(0));
+          continue;
+        }
       }
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (count(u) > 0) raw[s][u] = load_raw(Tag<C>{}, base[s] + at(u) * bytes_of(format[s]), format[s], count(u));
+    }
 
     C value[S][U][E];
 #pragma unroll
@@ -359,19 +387,29 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
 #pragma unroll
         for (int s = 0; s < S; ++s) value[s][u][e] = x[s];
       }
+    }
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        if (!Op::use(s).write || !has(s) || is_quantised(s) || count(u) == 0) continue;
-        const DType dtype = DType(format[s]);
-        if constexpr (Op::kRounds && std::is_same_v<C, float>) {
-          if (Op::use(s).rounded && op.rounds(dtype)) {
+    for (int s = 0; s < S; ++s) {
+      if (!Op::use(s).write || !has(s) || is_quantised(s)) continue;
+      const DType dtype = DType(format[s]);
+      if constexpr (Op::kRounds && kNarrow) {
+        if (Op::use(s).rounded && op.rounds(dtype)) {
+#pragma unroll
+          for (int u = 0; u < U; ++u)
 #pragma unroll
             for (int e = 0; e < E; ++e)
               value[s][u][e] = cut(value[s][u][e], random_bits(uint32_t(begin + at(u) + e), key), dtype);
-          }
         }
-        store_any(base[s] + at(u) * bytes_of(format[s]), dtype, 0, value[s][u], count(u));
       }
+      if constexpr (kNarrow) {
+        if (in_one(s)) {
+          store_pair(reinterpret_cast<uint16_t*>(base[s]) + at(0), dtype, value[s]);
+          continue;
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (count(u) > 0) store_any(base[s] + at(u) * bytes_of(format[s]), dtype, 0, value[s][u], count(u));
     }
     if constexpr (kCodes) {
 #pragma unroll
