@@ -131,17 +131,19 @@ def _table(arch: str, tools: Tools) -> str:
         f"nvcc {_version(tools.nvcc)}, nvdisasm {_version(tools.nvdisasm)}; made by `python tests/ptxas.py`.",
         "",
         "Threads: the largest block that the kernel is compiled for. Blocks and occupancy: how many such blocks a",
-        "multiprocessor holds, and the share of its 64 warps, by registers, static shared memory and block size. Dynamic",
-        "shared memory follows the shape of a call: norm_backward runs one block on each multiprocessor by design, and",
-        "norm_forward_any and norm_backward_any ask for half of the shared memory at most. Loop: the 128-bit and the",
-        "narrower accesses to global memory that stand in the loops that read it, or in the whole kernel where a block",
-        "takes one row; narrower ones serve what the 16-byte way cannot take (tests/test_ptxas.py).",
+        "multiprocessor holds, and the share of its 64 warps, by registers, static shared memory and block size.",
+        "Dynamic shared memory follows the shape of a call: norm_backward runs one block on each multiprocessor by",
+        "design, and norm_forward_any and norm_backward_any ask for half of the shared memory at most. Loop: the",
+        "128-bit and the narrower accesses to global memory that stand in the loops that read it, or in the whole",
+        "kernel where a block takes one row; narrower ones serve what the 16-byte way cannot take",
+        "(tests/test_ptxas.py).",
         "",
         "| kernel | threads | registers | stack | spills | shared | blocks | occupancy | wide in loop | narrower |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for k in compile_all(arch, tools).values():
-        accesses = k.code.accesses(set.union(*k.code.row_loops()))
+        code = k.code.over_rows()
+        accesses = code.accesses(set().union(*code.row_loops()))
         every = sass.moved(accesses, sass.READS + sass.WRITES)
         wide = sass.moved(accesses, sass.READS + sass.WRITES, 128)
         lines.append(

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-# LDGSTS copies from global to shared memory; LD and ST are generic: here always shared memory, of another block as well.
+# LDGSTS copies from global to shared memory; LD and ST are generic: shared memory of another block, or whichever of two
+# addresses a kernel has chosen.
 ACCESS = re.compile(r"(@!?\w+ )?(LDGSTS|LDG|LDL|LD|STG|STL|ST)\.([\w.]+)")
 READS, WRITES = ("LDG", "LDGSTS"), ("STG",)
 
@@ -33,19 +34,21 @@ class Code(NamedTuple):
         found = (ACCESS.search(line) for block in chosen for line in self.blocks[block])
         return Counter(Access(m[2], _bits(m[3]), m[1] is not None) for m in found if m)
 
-    def loops(self, among: Iterable[str] | None = None) -> list[set[str]]:
-        """The outermost loops: sets of blocks (`among` some) each of which can be reached from each other."""
-        return _cycles(set(self.blocks if among is None else among), self.following)
+    def loops(self) -> list[set[str]]:
+        """The outermost loops: sets of blocks each of which can be reached from each other."""
+        return _cycles(set(self.blocks), self.following)
 
-    def row_loops(self) -> list[set[str]]:
-        """The loops that read global memory. A kernel that takes one row per block has none that moves it: then all of
-        its code, with a way back from every end to the beginning."""
-        loops = [loop for loop in self.loops() if moved(self.accesses(loop), READS)]
-        return loops or [set(self.closed().blocks)]
-
-    def closed(self) -> Code:
+    def over_rows(self) -> Code:
+        """Itself if a loop reads global memory. A kernel that takes one row per block has no such loop: then all of its
+        code becomes one, by a way back from every end to the beginning."""
+        if self.row_loops():
+            return self
         first = next(iter(self.blocks))
         return Code(self.blocks, {block: self.following.get(block) or {first} for block in self.blocks})
+
+    def row_loops(self) -> list[set[str]]:
+        """The loops that read global memory."""
+        return [loop for loop in self.loops() if moved(self.accesses(loop), READS)]
 
     def wide_ways(self, loop: set[str]) -> list[set[str]]:
         """The ways round a loop on which every access to global memory that is not predicated has 128 bits."""
