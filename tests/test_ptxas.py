@@ -43,7 +43,7 @@ def hot_kernels() -> dict[str, Hot]:
     for op, reads, writes in (("Adam", 7, 6), ("Sgd", 3, 2), ("Adagrad", 3, 2), ("Ema", 2, 1), ("Scale", 1, 1)):
         hot[f"update<{op}Op, float>"] = Hot(7 * reads, 7 * writes)
         hot[f"update<{op}Op, double>"] = Hot(2 * reads, 2 * writes)
-    hot["grad_partials"] = Hot(1, 0)
+    hot["grad_partials"] = Hot(4, 0)  # a load for each dtype
     return hot
 
 
