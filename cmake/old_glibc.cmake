@@ -5,20 +5,18 @@
 # later one keeps them (glibc 2.34 moved threads and dlopen into libc.so.6, 2.29 gave exp, log and pow new versions).
 # libstdc++ is linked in, its symbols hidden, for the same reason. auditwheel checks the result (make wheel).
 if(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
-  set(first GLIBC_2.2.5)
-  set(dlmopen GLIBC_2.3.4)
+  set(versions "GLIBC_2.2.5 { *; }; GLIBC_2.3.4 { dlmopen; };\n")
 else()
-  set(first GLIBC_2.17)
-  set(dlmopen GLIBC_2.17)
+  set(versions "GLIBC_2.17 { *; };\n")
 endif()
 
-function(bigmodel_old_functions name soname version)
+function(bigmodel_old_functions name soname)
   set(target bigmodel_old_${name})
   set(source ${CMAKE_CURRENT_BINARY_DIR}/${target})
   list(TRANSFORM ARGN REPLACE "(.+)" "extern \"C\" void \\1() {}\n" OUTPUT_VARIABLE functions)
   list(JOIN functions "" functions)
   file(CONFIGURE OUTPUT ${source}.cpp CONTENT "${functions}" @ONLY)
-  file(CONFIGURE OUTPUT ${source}.map CONTENT "${version} { *; };\n" @ONLY)
+  file(CONFIGURE OUTPUT ${source}.map CONTENT "${versions}" @ONLY)
   add_library(${target} SHARED ${source}.cpp)
   set_target_properties(${target} PROPERTIES NO_SONAME ON CXX_VISIBILITY_PRESET default)
   target_compile_options(${target} PRIVATE -fno-builtin)
@@ -27,11 +25,10 @@ function(bigmodel_old_functions name soname version)
 endfunction()
 
 # What the static CUDA runtime and the kernels call; auditwheel's verdict names the version of one that is missing here.
-bigmodel_old_functions(m libm.so.6 ${first} exp log pow)
-bigmodel_old_functions(rt librt.so.1 ${first} shm_open shm_unlink)
-bigmodel_old_functions(dl libdl.so.2 ${first} dlclose dlerror dlopen dlsym dlvsym)
-bigmodel_old_functions(dlmopen libdl.so.2 ${dlmopen} dlmopen)
-bigmodel_old_functions(pthread libpthread.so.0 ${first}
+bigmodel_old_functions(m libm.so.6 exp log pow)
+bigmodel_old_functions(rt librt.so.1 shm_open shm_unlink)
+bigmodel_old_functions(dl libdl.so.2 dlclose dlerror dlmopen dlopen dlsym dlvsym)
+bigmodel_old_functions(pthread libpthread.so.0
   pthread_condattr_setpshared pthread_create pthread_detach pthread_getspecific pthread_join pthread_key_create
   pthread_key_delete pthread_kill pthread_mutex_trylock pthread_mutexattr_destroy pthread_mutexattr_init
   pthread_mutexattr_setpshared pthread_mutexattr_settype pthread_once pthread_rwlock_destroy pthread_rwlock_init
@@ -45,5 +42,6 @@ bigmodel_old_functions(pthread libpthread.so.0 ${first}
 file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp CONTENT
   "extern \"C\" __attribute__((visibility(\"hidden\"))) char __libc_single_threaded;\nchar __libc_single_threaded = 0;\n")
 target_sources(_C PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp)
-# Without the collection of unused sections, parts of libstdc++ that nothing calls would ask for glibc 2.36.
-target_link_options(_C PRIVATE -static-libstdc++ -Wl,--exclude-libs,libstdc++.a -Wl,--gc-sections)
+# Without the collection of unused sections, parts of libstdc++ that nothing calls would ask for glibc 2.36. Some
+# compilers drop a library that nothing before it needs, and the CUDA runtime comes after these.
+target_link_options(_C PRIVATE -Wl,--no-as-needed -static-libstdc++ -Wl,--exclude-libs,libstdc++.a -Wl,--gc-sections)

@@ -87,9 +87,10 @@ def grad_norm() -> None:
 
 
 def plan() -> None:
-    rate = {"pool": "a", "devices": 8, "per_hour": 1.0}
-    pool, job = {"name": "a", "devices": 8, "price": 2.0}, {"name": "train", "work": 2.0, "rates": [rate]}
-    problem = schedule.from_dict({"slots": 4, "pools": [pool], "jobs": [job]})
+    pool = schedule.Pool(name="a", count=8, price=2.0)
+    rate = schedule.Rate(pool="a", devices=8, rate=1.0)
+    job = schedule.Job(name="train", work=7200.0, throughput=(rate,))
+    problem = schedule.Problem(slots=4, pools=(pool,), jobs=(job,))
     assert schedule.solve(problem, time_limit=5).table()
 
 
