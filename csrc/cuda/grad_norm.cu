@@ -10,7 +10,7 @@ namespace bigmodel::cuda {
 namespace {
 
 constexpr int kNormChunk = 64 * kUpdateThreads;
-constexpr int kNormPacks = 4;  // of a thread on their way at once: 32 bytes of a 16-bit gradient
+constexpr int kNormPacks = 4;  // of a thread on their way at once: 64 bytes
 
 template <class C>
 __device__ C join(C a, C b, int power) {
@@ -29,26 +29,35 @@ __device__ double block_join(double value, int power) {
   return value;
 }
 
-template <class C>
-__device__ double chunk_total(const char* base, int format, int n, int power) {
-  constexpr int E = kPackElements<C>, kStep = kUpdateThreads * E;
-  C total = 0;
-  for (int first = threadIdx.x * E; first < n; first += kNormPacks * kStep) {
-    Raw raw[kNormPacks];
+// Terms are added in one order, whether or not the address allows whole packs.
+template <class T>
+__device__ double chunk_total(const char* base, int n, int power) {
+  using C = Compute<T>;
+  constexpr int E = kPackBytes / int(sizeof(T)), kStep = kUpdateThreads * E;
+  const T* const from = reinterpret_cast<const T*>(base);
+  C total = 0, value[E];
+  const auto add = [&](int count) {
 #pragma unroll
-    for (int u = 0; u < kNormPacks; ++u) {
-      const int at = first + u * kStep;
-      raw[u] = Raw{};
-      if (at < n) raw[u] = load_raw(Tag<C>{}, base + at * bytes_of(format), format, min(E, n - at));
+    for (int e = 0; e < E; ++e)
+      if (e < count) total = join(total, power == 2 ? value[e] * value[e] : C(fabs(value[e])), power);
+  };
+  int at = threadIdx.x * E;
+  if (Pack<T, E>::aligned(from)) {
+    for (; at + (kNormPacks - 1) * kStep + E <= n; at += kNormPacks * kStep) {
+      Pack<T, E> pack[kNormPacks];
+#pragma unroll
+      for (int u = 0; u < kNormPacks; ++u) pack[u] = Pack<T, E>::load(from + at + u * kStep);
+#pragma unroll
+      for (int u = 0; u < kNormPacks; ++u) {
+        pack[u].unpack(value);
+        add(E);
+      }
     }
-#pragma unroll
-    for (int u = 0; u < kNormPacks; ++u) {
-      C value[E];
-      widen_raw(value, raw[u], format);
-#pragma unroll
-      for (int e = 0; e < E; ++e)
-        if (first + u * kStep + e < n) total = join(total, power == 2 ? value[e] * value[e] : C(fabs(value[e])), power);
-    }
+  }
+  for (; at < n; at += kStep) {
+    const int count = min(E, n - at);
+    load_part(value, from + at, count);
+    add(count);
   }
   return total;
 }
@@ -59,8 +68,13 @@ grad_partials(const __grid_constant__ Part<1> part, double* partials, const int 
   const int64_t begin = int64_t(int(blockIdx.x) - part.first_block[row]) * kNormChunk;
   const int n = int(min(int64_t(kNormChunk), part.elements[row] - begin));
   const char* base = static_cast<const char*>(part.address[kGradValue][row]) + begin * bytes_of(format);
-  const double total = format == int(DType::float64) ? chunk_total<double>(base, format, n, power)
-                                                     : chunk_total<float>(base, format, n, power);
+  double total = 0;
+  switch (DType(format)) {
+    case DType::float32: total = chunk_total<float>(base, n, power); break;
+    case DType::bfloat16: total = chunk_total<BFloat16>(base, n, power); break;
+    case DType::float16: total = chunk_total<Float16>(base, n, power); break;
+    case DType::float64: total = chunk_total<double>(base, n, power); break;
+  }
   const double joined = block_join(total, power);
   if (threadIdx.x == 0) partials[blockIdx.x] = joined;
 }
@@ -73,7 +87,7 @@ grad_join(double* total, const double* partials, const int64_t count, const int 
   if (threadIdx.x == 0) *total = value;
 }
 
-__global__ void grad_clip_kernel(const GradClip a) {
+__global__ void __launch_bounds__(1) grad_clip_kernel(const GradClip a) {
   const double norm = (a.power == 2 ? sqrt(*a.total) : *a.total) / double(scalar_or(a.grad_scale, 1));
   const bool skip = scalar_or(a.found_inf, 0) != 0 || (a.skip_nonfinite && norm - norm != 0);  // infinite or NaN
   if (a.norm_dtype == DType::float64) *static_cast<double*>(a.norm) = norm;

@@ -3,8 +3,9 @@
 // row; a warp takes two packs of each lane at once, 256 elements, so that many loads are on their way and a block of
 // 8-bit codes lies in one warp.
 //
-// A lane's pack is 16 bytes of the compute type. Streams of fewer bits move fewer bytes in the same order: no sector is
-// touched twice. An address that does not allow it is read element by element.
+// A lane's pack is 16 bytes of the compute type. Where every stream of a row has 16 bits, a lane's two packs lie side
+// by side and move as one word of 16 bytes; beside wider streams those of fewer bits move fewer bytes in the same
+// order, so that no sector is touched twice. An address that does not allow it is read element by element.
 //
 // An op is a struct with
 //   kStreams, use(stream)        the streams that are loaded and stored, and how
@@ -20,11 +21,10 @@
 //   operator()(x, present)       the update of one element: x[stream], of the streams whose bit is set in `present`
 #pragma once
 
-#include "../dynamic_code.h"
 #include "../random.h"
 #include "../table.h"
 #include "common.cuh"
-#include "pack.cuh"
+#include "stored.cuh"
 
 namespace bigmodel::cuda {
 
@@ -121,161 +121,6 @@ __device__ inline double advance(void* step, int format) {
   return *static_cast<float*>(step) += 1;
 }
 
-// --- elements as they are stored -------------------------------------------------------------------------------------
-
-__constant__ const DynamicCode kDynamicCodes[2] = {dynamic_code(false), dynamic_code(true)};
-
-// A pack as it lies in memory, not yet looked at, so that the loads of all streams are under way before the first is
-// waited for.
-struct Raw { uint32_t word[4]; };
-
-template <class C>
-constexpr int kPackElements = kPackBytes / int(sizeof(C));
-
-template <class T, class C>
-__device__ void load_elements(Raw& raw, const T* from, int count) {
-  constexpr int E = kPackElements<C>;
-  C value[E];
-  load_part(value, from, count);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) raw.word[i] = Pack<C, E>::of(value).word[i];
-}
-
-__device__ inline Raw load_raw(Tag<float>, const void* from, int format, int count) {
-  Raw raw{};
-  const bool whole = count == 4 && reinterpret_cast<uintptr_t>(from) % (4 * bytes_of(format)) == 0;
-  if (format == int(DType::float32)) {
-    const auto* words = static_cast<const uint32_t*>(from);
-    if (whole) {
-      const uint4 v = *static_cast<const uint4*>(from);
-      raw = {{v.x, v.y, v.z, v.w}};
-    } else {
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e < count) raw.word[e] = words[e];
-    }
-  } else if (format == kQuantised) {
-    const auto* bytes = static_cast<const uint8_t*>(from);
-    if (whole) raw.word[0] = *static_cast<const uint32_t*>(from);
-    else {
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e < count) raw.word[0] |= uint32_t(bytes[e]) << (8 * e);
-    }
-  } else if (format == int(DType::float64)) {
-    load_elements<double, float>(raw, static_cast<const double*>(from), count);
-  } else {
-    const auto* halves = static_cast<const uint16_t*>(from);
-    if (whole) {
-      const uint2 v = *static_cast<const uint2*>(from);
-      raw.word[0] = v.x, raw.word[1] = v.y;
-    } else {
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (e < count) raw.word[e / 2] |= uint32_t(halves[e]) << (16 * (e % 2));
-    }
-  }
-  return raw;
-}
-
-// float64 rows: everything is widened at once.
-__device__ inline Raw load_raw(Tag<double>, const void* from, int format, int count) {
-  double value[2];
-  Raw raw;
-  load_any(value, from, DType(format), 0, count);
-  const auto pack = Pack<double, 2>::of(value);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) raw.word[i] = pack.word[i];
-  return raw;
-}
-
-// As integers, so that NaN is larger than infinity.
-__device__ inline uint32_t magnitude_bits(float value) { return __float_as_uint(value) & 0x7fffffffu; }
-
-__device__ inline float decode(const DynamicCode& code, int byte, float scale) {
-  const int distance = byte - code.zero;
-  const float u = float(distance < 0 ? -distance : distance + code.first);
-  const int entry = (int(__float_as_uint(u) >> 23) - 127 - code.first) & 7;
-  const float value = distance == 0 ? 0.0f : fmaf(code.slope[entry], u, code.offset[entry]);
-  return (distance < 0 ? -value : value) * scale;
-}
-
-// The code nearest to `value`, a quotient of magnitude 1 or less (or NaN: some code); unsigned, 0 for 0 alone.
-__device__ inline uint32_t encode(const DynamicCode& code, float value) {
-  const float magnitude = code.zero ? fabsf(value) : value;
-  int entry = -1;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) entry += magnitude > code.border[i];
-  int u = code.first + (!code.zero && magnitude > 0);
-  if (entry >= 0) u = int(fminf(fmaf(code.inverse[entry], magnitude, code.shift[entry]), code.last[entry]));
-  return uint32_t(code.zero + (code.zero && value < 0 ? -min(u, 127) : u - code.first));
-}
-
-// Cuts a float to a 16-bit type's precision after adding random bits below it. Infinities and NaN stay.
-__device__ inline float cut(float value, uint32_t random, DType dtype) {
-  const uint32_t bits = __float_as_uint(value), sign = bits & 0x80000000u;
-  if ((bits & 0x7f800000u) == 0x7f800000u) return value;
-  if (dtype == DType::bfloat16) return __uint_as_float((bits + (random >> 16)) & 0xffff0000u);
-  const float magnitude = fabsf(value);
-  if (magnitude >= 0x1p-14f) return __uint_as_float((bits + (random >> 19)) & 0xffffe000u);
-  const int steps = int(magnitude * 0x1p24f + float(random >> 8) * 0x1p-24f);
-  return __uint_as_float(__float_as_uint(float(steps) * 0x1p-24f) | sign);
-}
-
-// Into values of the compute type, but for 8-bit codes.
-template <class C, int E>
-__device__ void widen_raw(C (&value)[E], const Raw& raw, int format) {
-  if constexpr (std::is_same_v<C, double>) {
-#pragma unroll
-    for (int e = 0; e < E; ++e) value[e] = __hiloint2double(int(raw.word[2 * e + 1]), int(raw.word[2 * e]));
-  } else {
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      const auto bits = uint16_t(raw.word[e / 2] >> (16 * (e % 2)));
-      if (format == int(DType::bfloat16)) value[e] = widen(BFloat16{bits});
-      else if (format == int(DType::float16)) value[e] = widen(Float16{bits});
-      else value[e] = __uint_as_float(raw.word[e]);
-    }
-  }
-}
-
-template <class C, int E>
-__device__ void load_codes(C (&value)[E], const Raw& raw, const DynamicCode& code, float scale) {
-#pragma unroll
-  for (int e = 0; e < E; ++e) value[e] = decode(code, int(raw.word[0] >> (8 * e) & 255), scale);
-}
-
-// The codes of a block that lies in one warp, and its scale. Every lane of the warp must call it.
-template <int U, int E, class At, class Count>
-__device__ void store_codes(uint8_t* base, float* scale, const float (&value)[U][E], const DynamicCode& code, At at,
-                            Count count) {
-  uint32_t most = 0;
-#pragma unroll
-  for (int u = 0; u < U; ++u)
-#pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count(u)) most = max(most, magnitude_bits(value[u][e]));
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) most = max(most, __shfl_xor_sync(~0u, most, offset));
-  const float largest = __uint_as_float(most);
-  const float unit = most >= 0x00800000u ? 1 / largest : 0.0f;  // of a subnormal it would be infinite
-  __syncwarp();                                                 // every lane has read the old scale
-  if (threadIdx.x % kWarp == 0) *scale = largest;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    uint8_t* const to = base + at(u);
-    uint32_t word = 0;
-#pragma unroll
-    for (int e = 0; e < E; ++e) word |= encode(code, value[u][e] * unit) << (8 * e);
-    if (count(u) == E && reinterpret_cast<uintptr_t>(to) % E == 0) {
-      *reinterpret_cast<uint32_t*>(to) = word;
-    } else {
-#pragma unroll
-      for (int e = 0; e < E; ++e)
-        if (e < count(u)) to[e] = uint8_t(word >> (8 * e));
-    }
-  }
-}
-
 // --- the kernels -----------------------------------------------------------------------------------------------------
 
 // What is computed once per row: one thread each.
@@ -292,7 +137,7 @@ template <class Op, class C>
 __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constant__ Part<Op::kColumns> part,
                                     const __grid_constant__ typename Op::Args args) {
   constexpr int S = Op::kStreams, U = kPacksAtOnce, E = kPackElements<C>;
-  constexpr bool kCodes = Op::kQuantisable && std::is_same_v<C, float>;
+  constexpr bool kNarrow = std::is_same_v<C, float>, kCodes = Op::kQuantisable && kNarrow;
   const int row = row_of_block(part);
   if (is_wide<Op>(part.formats[row]) != std::is_same_v<C, double> || found_inf(args.control)) return;
   const double* const scratch = static_cast<const double*>(args.scratch) + (part.first_row + row) * kScratchPerRow;
@@ -312,11 +157,13 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
   int format[S];
   char* base[S];
   uint32_t present = 0;
+  bool paired = kNarrow;  // a lane's packs lie side by side
 #pragma unroll
   for (int s = 0; s < S; ++s) {
     format[s] = part.format(row, s);
     base[s] = static_cast<char*>(part.address[s][row]);
     present |= uint32_t(base[s] != nullptr) << s;
+    if (base[s]) paired &= bytes_of(format[s]) == 2;
     base[s] += begin * bytes_of(format[s]);
   }
   const auto has = [&](int s) { return (present >> s & 1) != 0; };
@@ -330,17 +177,27 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
 
   const int lane = threadIdx.x % kWarp;
   for (int first = threadIdx.x / kWarp * (kWarp * U * E); first < n; first += kUpdateThreads * U * E) {
-    const auto at = [&](int u) { return first + (u * kWarp + lane) * E; };
+    const auto at = [&](int u) { return first + (paired ? lane * U + u : u * kWarp + lane) * E; };
     const auto count = [&](int u) { return max(0, min(E, n - at(u))); };
+    const auto in_one = [&](int s) {
+      return paired && count(U - 1) == E && reinterpret_cast<uintptr_t>(base[s]) % kPackBytes == 0;
+    };
     Raw raw[S][U];
 #pragma unroll
-    for (int s = 0; s < S; ++s)
+    for (int s = 0; s < S; ++s) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        raw[s][u] = Raw{};
-        if (Op::use(s).read && has(s) && count(u) > 0)
-          raw[s][u] = load_raw(Tag<C>{}, base[s] + at(u) * bytes_of(format[s]), format[s], count(u));
+      for (int u = 0; u < U; ++u) raw[s][u] = Raw{};
+      if (!Op::use(s).read || !has(s)) continue;
+      if constexpr (kNarrow) {
+        if (in_one(s)) {
+          load_pair(raw[s], reinterpret_cast<const uint16_t*>(base[s]) + at(0));
+          continue;
+        }
       }
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (count(u) > 0) raw[s][u] = load_raw(Tag<C>{}, base[s] + at(u) * bytes_of(format[s]), format[s], count(u));
+    }
 
     C value[S][U][E];
 #pragma unroll
@@ -359,19 +216,29 @@ __global__ void __launch_bounds__(kUpdateThreads, 3) update(const __grid_constan
 #pragma unroll
         for (int s = 0; s < S; ++s) value[s][u][e] = x[s];
       }
+    }
 #pragma unroll
-      for (int s = 0; s < S; ++s) {
-        if (!Op::use(s).write || !has(s) || is_quantised(s) || count(u) == 0) continue;
-        const DType dtype = DType(format[s]);
-        if constexpr (Op::kRounds && std::is_same_v<C, float>) {
-          if (Op::use(s).rounded && op.rounds(dtype)) {
+    for (int s = 0; s < S; ++s) {
+      if (!Op::use(s).write || !has(s) || is_quantised(s)) continue;
+      const DType dtype = DType(format[s]);
+      if constexpr (Op::kRounds && kNarrow) {
+        if (Op::use(s).rounded && op.rounds(dtype)) {
+#pragma unroll
+          for (int u = 0; u < U; ++u)
 #pragma unroll
             for (int e = 0; e < E; ++e)
               value[s][u][e] = cut(value[s][u][e], random_bits(uint32_t(begin + at(u) + e), key), dtype);
-          }
         }
-        store_any(base[s] + at(u) * bytes_of(format[s]), dtype, 0, value[s][u], count(u));
       }
+      if constexpr (kNarrow) {
+        if (in_one(s)) {
+          store_pair(reinterpret_cast<uint16_t*>(base[s]) + at(0), dtype, value[s]);
+          continue;
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < U; ++u)
+        if (count(u) > 0) store_any(base[s] + at(u) * bytes_of(format[s]), dtype, 0, value[s][u], count(u));
     }
     if constexpr (kCodes) {
 #pragma unroll
