@@ -166,9 +166,9 @@ def _copies_by_hand(params: list[Parameter]) -> Contender:
 
 def _touch(shared: _Shared, expected: list[Tensor]) -> Contender:
     """Changes nothing, so what is compared is what was expected."""
-    moments = [[state[name] for state in shared.states] for name in ("exp_avg", "exp_avg_sq")]
-    steps = [torch.zeros(()) for _ in shared.params]
-    table = build("touch", streams([p.detach() for p in shared.params], shared.grads, *moments, steps, *[()] * 5))
+    params, steps = [p.detach() for p in shared.params], [torch.zeros(()) for _ in shared.params]
+    first, second = ([state[name] for state in shared.states] for name in ("exp_avg", "exp_avg_sq"))
+    table = build("touch", streams(params, shared.grads, first, second, steps, (), (), (), (), ()))
 
     def call():
         _native.load().cpu.adam_touch(table.pointer, table.rows, torch.get_num_threads())
