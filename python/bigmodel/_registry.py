@@ -75,6 +75,11 @@ def place(tensor: Tensor) -> tuple[int, int]:
     return index, torch.cuda.current_stream(index).cuda_stream
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether calls on the device are being recorded into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -65,7 +65,7 @@ def scratch(table: Table, native: Any) -> int:
     if native is _registry._C.cpu:
         return 0
     # A graph keeps the address but not the tensor: only what is allocated during its capture stays the graph's.
-    if table.scratch is None or torch.cuda.is_current_stream_capturing():
+    if table.scratch is None or _registry.capturing(table.device):
         table.scratch = torch.empty(table.rows * _SCRATCH_PER_ROW, dtype=torch.float64, device=table.device)
     return table.scratch.data_ptr()
 
