@@ -56,6 +56,10 @@ def construct(
         for waiting in range(len(inst.jobs)):
             if waiting not in state.schedules and depth[waiting] > depth[j]:
                 push(waiting)
+    # A job taken out for another may be dropped for good: what follows it cannot run then.
+    for j in sorted(state.schedules, key=lambda j: depth[j]):
+        if any(before not in state.schedules for before in inst.jobs[j].after):
+            state.remove(j)
     return state
 
 
