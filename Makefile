@@ -55,7 +55,7 @@ demo: setup  ## train a Llama and a GPT-2 on real text, stock and fused side by 
 .PHONY: test
 test: setup  ## run every test; those of the CUDA sources need nvcc, and no GPU
 	$(PIP) install --quiet --constraint constraints.txt $(NVDISASM) $(if $(CUDACXX)$(shell command -v nvcc),,$(NVCC))
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 .PHONY: bench
 bench: setup  ## time the norms: stock torch, torch.compile, bigmodel
