@@ -1,5 +1,6 @@
 """How a GPU is timed, on a torch.cuda whose functions only note that they were called."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -126,6 +127,33 @@ def test_a_launch_bound_call_becomes_a_graph(cuda, timer, monkeypatch):
     warmed, captured = ["wait", "(", *["call"] * 3, ")", "wait"], ["(", "call", ")"]
     assert cuda.log == warmed + captured + ["synchronize", "replay"] * harness.WARM_UP
     assert ready.call() is leaf and cuda.log[-1] == "replay"
+
+
+def test_a_capture_that_cannot_be_ended_leaves_the_stream_as_it_was(cuda, timer, monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Capture:
+        def __init__(self, subject):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            raise RuntimeError("capture invalidated")
+
+    current = Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "set_stream", cuda.log.append)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        timer.ready(Contender(lambda: None), launch_bound=True)
+    assert cuda.log == [current]
 
 
 def test_none_of_a_case_is_in_a_graph_where_one_cannot_be():

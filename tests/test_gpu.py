@@ -317,10 +317,43 @@ def test_the_build_is_offline_and_for_the_device_found(monkeypatch, tmp_path):
     assert "--config-settings=cmake.define.BIGMODEL_CUDA=ON" in seen["command"]
 
 
+def supervised(monkeypatch, tmp_path, stage, here):
+    """The commands and environments that a stage starts."""
+    seen = []
+    monkeypatch.setattr(stages, "supervise", lambda command, path, **options: seen.append((command, options["env"])))
+    work = stages.Work(stages.Context(here, tmp_path, []), "stage", Progress(), lambda: None)
+    stage(work, 60)
+    return seen
+
+
+def test_the_build_sees_what_the_user_has_on_the_path(monkeypatch, tmp_path, here):
+    monkeypatch.setenv("PYTHONPATH", "/users/own")
+    ((_, env),) = supervised(monkeypatch, tmp_path, stages.build, here)
+    assert env["PYTHONPATH"].split(os.pathsep) == [str(ROOT / "bench"), str(ROOT / "python"), "/users/own"]
+
+
+def test_initcheck_sees_the_kernels_that_write_the_inputs(monkeypatch, tmp_path, here):
+    monkeypatch.setattr(machine, "sanitizer", lambda: "compute-sanitizer")
+    seen = supervised(monkeypatch, tmp_path, stages.sanitize, here)
+    filtered = {command[2]: "--kernel-name" in command for command, _ in seen}
+    assert filtered == {"memcheck": True, "racecheck": True, "initcheck": False}
+
+
+def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch, tmp_path):
+    tool(tmp_path / "compute-sanitizer", "compute-sanitizer", "")
+    tool(tmp_path / "bin", "nvcc", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDACXX", str(tmp_path / "bin" / "nvcc"))
+    assert Path(machine.sanitizer()).samefile(tmp_path / "compute-sanitizer" / "compute-sanitizer")
+
+
 def test_a_checkout_without_git_is_known_by_its_sources(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "a.cu").write_text("1")
+    (tmp_path / "CMakeLists.txt").write_text("1")
     first = machine.tree()
     (tmp_path / "csrc" / "a.cu").write_text("2")
-    assert first[0].startswith("sources-") and machine.tree() != first and not first[1]
+    second = machine.tree()
+    (tmp_path / "CMakeLists.txt").write_text("2")
+    assert first[0].startswith("sources-") and not first[1] and len({first, second, machine.tree()}) == 3

@@ -104,15 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tool", required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--seconds", required=True, type=float)
+    parser.add_argument("--until", required=True, type=float, help="begin nothing after this time.monotonic()")
     parser.add_argument("--journal", required=True, type=Path)
     arguments = parser.parse_args()
-    end = time.monotonic() + arguments.seconds
     torch.manual_seed(0)
     journal = Journal(arguments.journal)
     todo = {f"{arguments.tool}: {name}": run for name, run in exercises(arguments.device)}
     for item in journal.plan(todo):
-        if time.monotonic() > end:
+        if time.monotonic() > arguments.until:
             break
         journal.begin(item)
         try:

@@ -80,7 +80,8 @@ def look(device: str) -> Machine:
         [sys.executable, "-c", _PROBE, *BUILD, "cmake", "ninja", *WANTED, *PEERS], capture_output=True, text=True
     )
     if result.returncode:
-        raise Unusable(f"{sys.executable} fails: {result.stderr.strip().splitlines()[-1:]}.")
+        last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+        raise Unusable(f"{sys.executable} cannot look for a GPU: {last}")
     found = json.loads(result.stdout.splitlines()[-1])
     smi = _nvidia_smi()
     if "no_torch" in found:
@@ -142,10 +143,17 @@ def nvcc_version() -> str | None:
 
 
 def sanitizer() -> str | None:
-    """compute-sanitizer: on PATH, or beside nvcc."""
+    """compute-sanitizer: on PATH, or in the toolkit of nvcc, whose links may lead elsewhere than to the toolkit."""
+    if found := shutil.which("compute-sanitizer"):
+        return found
     compiler = nvcc()
-    beside = Path(compiler).resolve().with_name("compute-sanitizer") if compiler else None
-    return shutil.which("compute-sanitizer") or (str(beside) if beside and beside.is_file() else None)
+    bins = [] if compiler is None else [Path(compiler).parent, Path(compiler).resolve().parent]
+    places = [
+        folder for each in [*bins, Path("/usr/local/cuda/bin")] for folder in (each, each / "../compute-sanitizer")
+    ]
+    return next(
+        (str(folder / "compute-sanitizer") for folder in places if (folder / "compute-sanitizer").is_file()), None
+    )
 
 
 def tree() -> tuple[str, bool]:
@@ -164,7 +172,9 @@ def tree() -> tuple[str, bool]:
     if git("rev-parse", "--show-toplevel") == str(ROOT) and (head := git("rev-parse", "--short=12", "HEAD")):
         return head, bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/results"))
     digest = hashlib.sha256()
+    paths = [ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
     for folder in ("csrc", "cmake", "python", "tests", "bench"):
-        for path in sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+        paths += sorted(p for p in (ROOT / folder).rglob("*") if "__pycache__" not in p.parts)
+    for path in filter(Path.is_file, paths):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return f"sources-{digest.hexdigest()[:12]}", False

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -83,7 +84,8 @@ class Work:
 def build(work: Work, seconds: float) -> str | None:
     context = work.context
     work.known = Progress()  # a record does not hold what was installed
-    env = context.environment() | {"PYTHONPATH": os.pathsep.join([str(ROOT / "bench"), str(ROOT / "python")])}
+    path = [str(ROOT / "bench"), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+    env = context.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     command = [sys.executable, "-m", "gpu.build", "--device", context.machine.device, "--site", str(context.site)]
     command += ["--architecture", context.machine.architecture, "--journal", "JOURNAL"]
     return work.supervise(command, seconds, env, "build", STALL["build"])
@@ -131,13 +133,16 @@ def sanitize(work: Work, seconds: float) -> str | None:
         return "compute-sanitizer is neither on PATH nor beside nvcc"
     # Every allocation its own, so that an access beyond it is seen.
     env = context.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    until = time.monotonic() + seconds  # its start, long under a tool, counts; a tool that is killed has no summary
 
     def run(tool: str) -> str | None:
         for old in context.work.glob(f"{tool}-*.log"):
             old.unlink()
-        command = [tool_path, "--tool", tool, "--kernel-name", "kns=bigmodel", "--print-limit", "30"]
+        command = [tool_path, "--tool", tool, "--print-limit", "30"]
+        if tool != "initcheck":  # which must see torch's kernels too: what they write is what ours read
+            command += ["--kernel-name", "kns=bigmodel"]
         command += ["--log-file", str(context.work / f"{tool}-%p.log"), sys.executable, "-m", "gpu.exercise"]
-        command += ["--tool", tool, "--device", context.machine.device, "--seconds", f"{seconds:.1f}"]
+        command += ["--tool", tool, "--device", context.machine.device, "--until", f"{until:.1f}"]
         return work.supervise([*command, "--journal", "JOURNAL"], seconds, env, tool, STALL["sanitize"])
 
     # Side by side: most of a tool's time is the start of a process that it watches.

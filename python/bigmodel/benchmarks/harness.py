@@ -247,9 +247,13 @@ class CudaTimer:
                 contender.call()
         torch.cuda.current_stream().wait_stream(side)
         contender.reset()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = contender.call()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = contender.call()
+        except Exception:
+            torch.cuda.set_stream(stream)  # torch leaves its own current where a capture cannot even be ended
+            raise
         return Contender(partial(self._replay, graph, outputs, contender))
 
     @staticmethod
