@@ -38,7 +38,9 @@ struct Chunk {
 
 // The scalar at an address that may be null.
 template <class T>
-double scalar_or(const T* address, double absent) { return address ? *address : absent; }
+double scalar_or(const T* address, double absent) {
+  return address ? *address : absent;
+}
 
 inline bool found_inf(const GradControl& control) { return scalar_or(control.found_inf, 0) != 0; }
 
