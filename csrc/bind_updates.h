@@ -13,7 +13,7 @@ namespace bigmodel::bind {
 inline Table table(Address values, int64_t rows) { return {pointer<const int64_t>(values), rows}; }
 
 inline GradControl control(Address factor, Address grad_scale, Address found_inf, bool maximize) {
-  return {pointer<const float>(factor), pointer<const float>(grad_scale), pointer<const float>(found_inf), maximize};
+  return {pointer<const double>(factor), pointer<const float>(grad_scale), pointer<const float>(found_inf), maximize};
 }
 
 inline Rate rate(double value, Address address, int dtype) { return {value, pointer(address), DType(dtype)}; }
@@ -66,7 +66,7 @@ void grad_clip(Address norm, Address factor, Address skip, Address skipped, Addr
                Address found_inf, int norm_dtype, int power, double max_norm, bool skip_nonfinite, int index,
                Address stream) {
   pybind11::gil_scoped_release release;
-  kernel({pointer(norm), pointer<float>(factor), pointer<float>(skip), pointer<float>(skipped),
+  kernel({pointer(norm), pointer<double>(factor), pointer<float>(skip), pointer<float>(skipped),
           pointer<const double>(total), pointer<const float>(grad_scale), pointer<const float>(found_inf),
           DType(norm_dtype), power, max_norm, skip_nonfinite},
          {index, pointer(stream)});
@@ -75,7 +75,7 @@ void grad_clip(Address norm, Address factor, Address skip, Address skipped, Addr
 template <void (*kernel)(const GradScale&, Exec)>
 void grad_scale(Address values, int64_t rows, Address factor, int index, Address stream) {
   pybind11::gil_scoped_release release;
-  kernel({table(values, rows), pointer<const float>(factor)}, {index, pointer(stream)});
+  kernel({table(values, rows), pointer<const double>(factor)}, {index, pointer(stream)});
 }
 
 template <int64_t (*partials)(const Table&)>

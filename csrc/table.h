@@ -29,10 +29,10 @@ struct Table {
   void* address(int64_t row, int stream) const { return reinterpret_cast<void*>(values[(2 + stream) * rows + row]); }
 };
 
-// gradient = sign * factor / grad_scale * (what is stored), and no write at all where found_inf is not 0. The three are
-// float32 scalars on the op's device, read by its kernels, so that nothing waits for them; each may be null.
+// gradient = sign * factor / grad_scale * (what is stored), and no write at all where found_inf is not 0. The three
+// are scalars on the op's device, read by its kernels, so that nothing waits for them; each may be null.
 struct GradControl {
-  const float* factor;      // of clipping
+  const double* factor;     // of clipping
   const float* grad_scale;  // of torch.amp.GradScaler
   const float* found_inf;
   bool maximize;  // sign = -1

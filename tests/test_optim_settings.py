@@ -6,7 +6,7 @@ import pytest
 import torch
 from optim_cases import LARGE, parameters, steps
 
-from bigmodel.optim import SGD, Adagrad, Adam, AdamW
+from bigmodel.optim import EMA, SGD, Adagrad, Adam, AdamW
 
 each_class = pytest.mark.parametrize("cls", [AdamW, Adam, SGD, Adagrad], ids=lambda c: c.__name__)
 
@@ -32,6 +32,22 @@ def test_settings_that_are_wrong_between_steps_are_refused(settings, message):
         optimizer.param_groups[0] = kept
         if first:
             steps(optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    "refused, message",
+    [
+        (
+            lambda: AdamW(parameters(), max_grad_norm="1"),
+            "AdamW: max_grad_norm must be a number, got str.",
+        ),
+        (lambda: AdamW(parameters(), ema_decay=True), "AdamW: ema_decay must be a number, got bool."),
+        (lambda: EMA(torch.nn.Linear(2, 2), "x"), "EMA: decay must be a number, got str."),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(refused, message):
+    with pytest.raises(TypeError, match=rf"^bigmodel\.optim\.{message}$"):
+        refused()
 
 
 def test_a_dtype_for_the_states_may_be_set_between_steps():

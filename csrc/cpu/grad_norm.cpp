@@ -55,7 +55,7 @@ void grad_clip(const GradClip& a, Exec) {
   if (a.norm_dtype == DType::float64) *static_cast<double*>(a.norm) = norm;
   else *static_cast<float*>(a.norm) = float(norm);
   const double factor = a.max_norm / (norm + 1e-6);
-  *a.factor = float(factor > 1 ? 1 : factor);
+  *a.factor = factor > 1 ? 1 : factor;
   *a.skip = skip;
   if (a.skipped) *a.skipped += skip;
 }

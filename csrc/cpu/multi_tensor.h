@@ -36,8 +36,11 @@ struct Chunk {
   bool wide;  // the compute type is double
 };
 
-// The float32 scalar at an address that may be null.
-inline double scalar_or(const float* address, double absent) { return address ? *address : absent; }
+// The scalar at an address that may be null.
+template <class T>
+double scalar_or(const T* address, double absent) {
+  return address ? *address : absent;
+}
 
 inline bool found_inf(const GradControl& control) { return scalar_or(control.found_inf, 0) != 0; }
 

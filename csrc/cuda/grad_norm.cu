@@ -88,12 +88,12 @@ grad_join(double* total, const double* partials, const int64_t count, const int 
 }
 
 __global__ void __launch_bounds__(1) grad_clip_kernel(const GradClip a) {
-  const double norm = (a.power == 2 ? sqrt(*a.total) : *a.total) / double(scalar_or(a.grad_scale, 1));
+  const double norm = (a.power == 2 ? sqrt(*a.total) : *a.total) / scalar_or(a.grad_scale, 1);
   const bool skip = scalar_or(a.found_inf, 0) != 0 || (a.skip_nonfinite && norm - norm != 0);  // infinite or NaN
   if (a.norm_dtype == DType::float64) *static_cast<double*>(a.norm) = norm;
   else *static_cast<float*>(a.norm) = float(norm);
   const double factor = a.max_norm / (norm + 1e-6);
-  *a.factor = float(factor > 1 ? 1 : factor);
+  *a.factor = factor > 1 ? 1 : factor;
   *a.skip = skip;
   if (a.skipped) *a.skipped += skip;
 }
@@ -111,7 +111,7 @@ struct ScaleOp {
     void* scratch = nullptr;
   };
 
-  float factor;
+  double factor;
 
   __device__ ScaleOp(const Args& a, const double*, bool) : factor(*a.factor) {}
   __device__ bool idle() const { return factor == 1; }

@@ -100,12 +100,15 @@ __device__ int row_of_block(const Part<columns>& part) {
   return low;
 }
 
-__device__ inline float scalar_or(const float* address, float absent) { return address ? *address : absent; }
+template <class T>
+__device__ double scalar_or(const T* address, double absent) {
+  return address ? *address : absent;
+}
 
 __device__ inline bool found_inf(const GradControl& control) { return scalar_or(control.found_inf, 0) != 0; }
 
 __device__ inline double gradient_factor(const GradControl& control) {
-  const double factor = double(scalar_or(control.factor, 1)) / double(scalar_or(control.grad_scale, 1));
+  const double factor = scalar_or(control.factor, 1) / scalar_or(control.grad_scale, 1);
   return control.maximize ? -factor : factor;
 }
 

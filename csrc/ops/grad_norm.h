@@ -28,7 +28,7 @@ struct GradTotal {
 
 struct GradClip {
   void* norm;               // one element, float32 or float64
-  float* factor;            // one element
+  double* factor;           // one element
   float* skip;              // one element, 0 or 1
   float* skipped;           // one element, added to; or null
   const double* total;      // one element
@@ -42,7 +42,7 @@ struct GradClip {
 
 struct GradScale {
   Table table;
-  const float* factor;  // one element
+  const double* factor;  // one element
 };
 
 namespace cpu {

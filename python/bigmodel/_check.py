@@ -67,12 +67,18 @@ def dtype(op: str, argument: str, value: Any) -> None:
         raise TypeError(f"{op}: {argument} is {value!r}; supported are {SUPPORTED}.")
 
 
-def number(op: str, argument: str, value: Any, minimum: float = -math.inf) -> float:
-    """A finite real number, at least `minimum`; numpy's and others come back as a float."""
+def real(op: str, argument: str, value: Any) -> float:
+    """A real number, infinities and NaN among them; numpy's and others come back as a float."""
     if isinstance(value, Real) and not isinstance(value, (int, float)):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {argument} must be a number, got {type(value).__name__}.")
+    return value
+
+
+def number(op: str, argument: str, value: Any, minimum: float = -math.inf) -> float:
+    """A finite real number, at least `minimum`; numpy's and others come back as a float."""
+    value = real(op, argument, value)
     if not (minimum <= value < math.inf and value > -math.inf):  # isfinite cannot be traced with a symbolic float
         least = "" if minimum == -math.inf else f" and at least {minimum:g}"
         raise ValueError(f"{op}: {argument} is {value}; it must be finite{least}.")

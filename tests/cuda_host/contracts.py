@@ -90,8 +90,9 @@ def _columns(table, rows, names, read=(), ones=(), scales=()) -> Iterator[Matrix
 
 
 def _scalars(factor, grad_scale, found_inf) -> Iterator[Matrix]:
-    for name, address in (("factor", factor), ("grad_scale", grad_scale), ("found_inf", found_inf)):
-        yield Matrix(name, "input", address, 1, 1, _FLOAT32)
+    yield Matrix("factor", "input", factor, 1, 1, _FLOAT64)
+    yield Matrix("grad_scale", "input", grad_scale, 1, 1, _FLOAT32)
+    yield Matrix("found_inf", "input", found_inf, 1, 1, _FLOAT32)
 
 
 def _adam(table, rows, factor, grad_scale, found_inf, maximize, lr, lr_address, lr_dtype, *rest) -> Iterator[Matrix]:
@@ -143,7 +144,7 @@ def _grad_clip(
     stream,
 ) -> Iterator[Matrix]:
     yield Matrix("norm", "output", norm, 1, 1, norm_dtype)
-    yield Matrix("factor", "output", factor, 1, 1, _FLOAT32)
+    yield Matrix("factor", "output", factor, 1, 1, _FLOAT64)
     yield Matrix("skip", "output", skip, 1, 1, _FLOAT32)
     yield Matrix("skipped", "updated", skipped, 1, 1, _FLOAT32)
     yield Matrix("total", "input", total, 1, 1, _FLOAT64)

@@ -29,7 +29,7 @@ def test_values(device, isa, dtype, maximize):
     exact, stock = (
         [[t.to(d, copy=True) if t.dim() else t.clone() for t in part] for part in lists] for d in (torch.float64, dtype)
     )
-    factor = torch.tensor(0.5, device=device)
+    factor = torch.tensor(0.5, dtype=torch.float64, device=device)
     for other in (exact, stock):
         reference.adagrad(*other, None, factor, None, None, 0.1, 0.2, 0.01, 1e-6, maximize)
     adagrad_(*lists, lr=0.1, lr_decay=0.2, weight_decay=0.01, eps=1e-6, maximize=maximize, grad_factor=factor)

@@ -192,7 +192,7 @@ def test_opcheck():
     torch.library.opcheck(ops.adam_.default, arguments())
     torch.library.opcheck(ops.ema_.default, ([t.clone() for t in x], x, 0.5))
     torch.library.opcheck(ops.grad_total.default, (x, 2.0))
-    torch.library.opcheck(ops.grad_scale_.default, ([t.clone() for t in x], one * 0.5))
+    torch.library.opcheck(ops.grad_scale_.default, ([t.clone() for t in x], one.double() * 0.5))
     torch.library.opcheck(ops.grad_clip.default, (one.double(), None, None, one.clone(), 1.0, 2.0, True, torch.float32))
     sgd = ([t.clone() for t in x], x, [t.clone() for t in x], [])
     torch.library.opcheck(ops.sgd_.default, (*sgd, None, None, None, None, 0.1, 0.9, 0.0, 0.01, True, False))

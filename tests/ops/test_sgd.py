@@ -27,6 +27,7 @@ def test_values(device, isa, dtype, momentum, dampening, nesterov, maximize):
     lists = [draw(dtype, device, 1), draw(dtype, device, 2), draw(dtype, device, 3) if momentum else []]
     lists.append([torch.tensor(float(i % 2), device=device) for i in range(len(SIZES))] if dampening else [])
     control = [torch.tensor(value, device=device) for value in (0.5, 4.0, 0.0)]
+    control[0] = control[0].double()
     numbers = (0.1, momentum, dampening, 0.01, nesterov, maximize)
     exact, stock = ([[t.to(d, copy=True) for t in part] for part in lists] for d in (torch.float64, dtype))
     for other in (exact, stock):

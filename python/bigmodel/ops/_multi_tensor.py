@@ -49,8 +49,11 @@ def scalar(op: str, name: str, value: Tensor | None, table: Table, dtypes: Seque
 
 def control(op: str, table: Table, factor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None):
     """The addresses of GradControl in csrc/table.h."""
-    named = (("grad_factor", factor), ("grad_scale", grad_scale), ("found_inf", found_inf))
-    return [scalar(op, name, value, table, (torch.float32,)) for name, value in named]
+    return [
+        scalar(op, "grad_factor", factor, table, (torch.float64,)),
+        scalar(op, "grad_scale", grad_scale, table, (torch.float32,)),
+        scalar(op, "found_inf", found_inf, table, (torch.float32,)),
+    ]
 
 
 def rate(op: str, table: Table, lr: float, lr_tensor: Tensor | None) -> tuple[float, int, int]:

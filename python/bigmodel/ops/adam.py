@@ -118,9 +118,9 @@ def adam_(
         exp_avg_scales, exp_avg_sq_scales: float32, ceil(numel / 256) elements each, or None in rows without codes.
         lr: a number, or a scalar float32 or float64 tensor (read on its device if that is the parameters').
         decoupled: True for AdamW's weight decay, False for Adam's.
-        grad_factor, grad_scale, found_inf: float32 scalars on the parameters' device, read by the kernel: what clipping
-            multiplies gradients by, what torch.amp.GradScaler multiplied them by, and whether to write nothing at all,
-            steps included, where it is not 0.
+        grad_factor, grad_scale, found_inf: scalars on the parameters' device, float64 and twice float32, read by the
+            kernel: what clipping multiplies gradients by, what torch.amp.GradScaler multiplied them by, and whether to
+            write nothing at all, steps included, where it is not 0.
         seed: round to bfloat16 and float16 parameters stochastically, with random bits that depend on the seed, the
             row, the step and the element only; None to round to nearest even.
         cache: keeps the table of addresses between calls with the same tensors.

@@ -22,7 +22,7 @@ class Clip(NamedTuple):
 
     Attributes:
         norm: the norm of the unscaled gradients, before clipping.
-        factor: float32; what clipping multiplies the unscaled gradients by, at most 1: `grad_factor` of the updates.
+        factor: float64; what clipping multiplies the unscaled gradients by, at most 1: `grad_factor` of the updates.
         skip: float32; 1 where nothing should be written, else 0: `found_inf` of the updates.
     """
 
@@ -84,7 +84,7 @@ def grad_total(grads: Sequence[Tensor], norm_type: float = 2.0, *, cache: TableC
 
 def _clip_body(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_nonfinite, norm_dtype):
     norm = torch.empty((), dtype=norm_dtype, device=total.device)
-    factor = torch.empty((), dtype=torch.float32, device=total.device)
+    factor = torch.empty((), dtype=torch.float64, device=total.device)
     skip = torch.empty((), dtype=torch.float32, device=total.device)
     _registry.native(total).grad_clip(
         norm.data_ptr(), factor.data_ptr(), skip.data_ptr(), _registry.pointer(skipped), total.data_ptr(),
@@ -97,8 +97,8 @@ def _clip_body(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_
 
 
 def _clip_fake(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_nonfinite, norm_dtype):
-    scalar = total.new_empty((), dtype=torch.float32)
-    return total.new_empty((), dtype=norm_dtype), scalar, torch.empty_like(scalar)
+    norm = total.new_empty((), dtype=norm_dtype)
+    return norm, torch.empty_like(total), total.new_empty((), dtype=torch.float32)
 
 
 _CLIP = _registry.register(
@@ -153,7 +153,7 @@ def _scale_body(grads, factor, cache=None):
     if not grads:
         return
     table = (cache or TableCache()).get("grad_scale_", (Stream("grads", grads),))
-    address = _multi_tensor.scalar("grad_scale_", "factor", factor, table, (torch.float32,))
+    address = _multi_tensor.scalar("grad_scale_", "factor", factor, table, (torch.float64,))
     _registry.native(grads[0]).grad_scale(table.pointer, table.rows, address, *_registry.place(grads[0]))
     _multi_tensor.wrote(grads)
 
@@ -168,7 +168,7 @@ def grad_scale_(grads: Sequence[Tensor], factor: Tensor, *, cache: TableCache | 
 
     Args:
         grads: of one device, dense in any order; float32, bfloat16, float16 or float64.
-        factor: a float32 scalar on their device.
+        factor: a float64 scalar on their device.
         cache: keeps the table of addresses between calls with the same tensors.
     """
     if _multi_tensor.direct(grads):

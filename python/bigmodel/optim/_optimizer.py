@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bigmodel import _check
 from bigmodel.ops import grad_clip
 from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state, _total
@@ -108,7 +109,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"{self._name()}: differentiable is True; the fused update has no gradient, use torch.optim's."
             )
-        if max_grad_norm is not None and not max_grad_norm > 0:
+        if max_grad_norm is not None and not _check.real(self._name(), "max_grad_norm", max_grad_norm) > 0:
             raise ValueError(f"{self._name()}: max_grad_norm is {max_grad_norm}; it must be positive, or None.")
         self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
         self._given = {name: value for name, value in extras.items() if value is not None and value is not False}

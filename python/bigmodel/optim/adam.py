@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigmodel import _check
 from bigmodel.ops import adam_
 from bigmodel.optim import _state
 from bigmodel.optim._distributed import is_dtensor, local
@@ -65,7 +66,7 @@ class _Adam(FusedOptimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         decay = group.get("ema_decay")
-        if decay is not None and not 0.0 <= decay < 1.0:
+        if decay is not None and not 0.0 <= _check.real(self._name(), "ema_decay", decay) < 1.0:
             raise ValueError(f"{self._name()}: ema_decay is {decay}; it must be at least 0 and below 1, or None.")
         if "state_dtype" in group:
             group["state_dtype"] = _state.format_name(self._name(), group["state_dtype"])

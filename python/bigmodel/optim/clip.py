@@ -80,7 +80,7 @@ def clip_grad_norm_(
             warnings.warn(
                 "`parameters` is an empty generator, no gradient clipping will occur.", UserWarning, stacklevel=3
             )
-    norm_type = float(norm_type)
+    max_norm, norm_type = float(max_norm), float(norm_type)
     if norm_type not in (1.0, 2.0, math.inf):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     parts = _parts(parameters)
@@ -89,7 +89,7 @@ def clip_grad_norm_(
     home = next(iter(parts))[0]
     spread = any(key[1] is not None for key in parts)
     total = _total.total(parts, norm_type, home, None if spread else _tables.totals)
-    clip = grad_clip(total, float(max_norm), norm_type, norm_dtype=_total.norm_dtype(parts))
+    clip = grad_clip(total, max_norm, norm_type, norm_dtype=_total.norm_dtype(parts))
     if error_if_nonfinite and not clip.norm.isfinite():
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "

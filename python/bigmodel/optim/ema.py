@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bigmodel import _check
 from bigmodel.ops import ema_
 from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
@@ -46,7 +47,7 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        if not 0.0 <= decay < 1.0:
+        if not 0.0 <= _check.real("bigmodel.optim.EMA", "decay", decay) < 1.0:
             raise ValueError(f"bigmodel.optim.EMA: decay is {decay}; it must be at least 0 and below 1.")
         self.model, self.decay = model, decay
         self.averages: dict[str, Tensor] = {}
