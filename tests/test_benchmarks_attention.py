@@ -35,7 +35,8 @@ def test_contenders_agree_on_the_attention(name, kind, small):
 def test_contenders_agree_on_the_step(name, small):
     case = attention.step_case(name, torch.float32, 160)
     assert case.contenders == (OURS, "eager", "compile")
-    row = measure(replace(case, contenders=(OURS, "eager")), CpuTimer(), BRIEF)  # tracing a model alone takes half a minute
+    # Tracing a model for torch.compile takes half a minute.
+    row = measure(replace(case, contenders=(OURS, "eager")), CpuTimer(), BRIEF)
     assert row.notes == {} and set(row.times) == {OURS, "eager", COPY}
 
 
