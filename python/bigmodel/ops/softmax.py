@@ -429,7 +429,8 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
         dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
-            apart, and torch's own kernel for columns runs; a CPU's large results are in memory kept between calls.
+            apart, and torch's own kernel for columns runs, whose last bits on a CPU follow the thread count; a CPU's
+            large results are in memory kept between calls.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
