@@ -34,9 +34,9 @@ def hot_kernels() -> dict[str, Hot]:
     ):
         hot[f"norm_forward<{x}, {w}>"] = Hot(8 + 8 * weights, 8, 0, 2)
         hot[f"norm_backward<{x}, {w}>"] = Hot(24 + 16 * weights, 4, 2, 0)
-    # 16 values of a thread (8 of float64) are held. Forward: scores and the mask in each dtype of which a pack has 16
+    # 32 values of a thread (16 of float64) are held. Forward: scores and the mask in each dtype of which a pack has 16
     # bytes; the result. Backward: result, its gradient, scores under a soft-cap; gradients of scores and of the mask.
-    for t, packs, with_mask in (("float", 4, 4), ("double", 4, 2), ("BFloat16", 2, 9), ("Float16", 2, 9)):
+    for t, packs, with_mask in (("float", 8, 4), ("double", 8, 2), ("BFloat16", 4, 9), ("Float16", 4, 9)):
         hot[f"softmax_forward<{t}>"] = Hot(packs * with_mask, packs)
         hot[f"softmax_backward<{t}>"] = Hot(3 * packs, 2 * packs)
     # Two packs of a stream of float32, their pair in 16 bits, four of float64; float64 rows: two of float64.
@@ -94,14 +94,14 @@ def narrowed(code: sass.Code, wanted: Hot) -> list[str]:
 
 
 def test_blocks_fit_on_a_multiprocessor(kernels):
-    """So much must be under way to hide the memory's latency; kernels that hold a row need one block of 512 threads."""
+    """So much must be under way to hide the memory's latency; norm_backward fetches ahead and needs one block."""
     for name in HOT:
-        least = 3 if name.startswith(("update", "grad")) else 2 if name.startswith("norm_forward") else 1
+        least = 3 if name.startswith(("update", "grad")) else 1 if name.startswith("norm_backward") else 2
         assert kernels[name].blocks >= least, name
 
 
 def test_scaled_scores_are_rounded_before_the_largest_is_taken_away(kernels):
     """Fused into one instruction, z - max(z) of the largest z is what rounding took from it, and exp() of that inf."""
-    for kernel, scores in (("softmax_forward<float>", 16), ("softmax_forward<BFloat16>", 16),
-                           ("softmax_forward<double>", 8), ("softmax_forward_any<float, 4>", 4)):  # fmt: skip
+    for kernel, scores in (("softmax_forward<float>", 32), ("softmax_forward<BFloat16>", 32),
+                           ("softmax_forward<double>", 16), ("softmax_forward_any<float, 4>", 4)):  # fmt: skip
         assert kernels[kernel].rounded_products >= scores, kernel

@@ -7,9 +7,10 @@
 // and writes grad_scores, 3n. What causal and window exclude is not read, so a causal row of a square moves 1.5n and
 // 2n. That traffic is the limit, so:
 //   - a row of up to 8192 keys (4096 in float64) lies in registers, of a part of a warp, a warp or a block, as its
-//   length
-//     asks: one read. Longer rows, and mixtures of dtypes or addresses off 16 bytes, go to the kernels named _any,
-//     which keep a running peak and sum and read the row twice, the second time from the L2 cache where it fits.
+//     length asks: one read. A thread has up to 64 bytes of 16-bit scores on their way, and two blocks of the longest
+//     rows share an SM, so that one loads while the other computes. Longer rows, and mixtures of dtypes or addresses
+//     off 16 bytes, go to the kernels named _any, which keep a running peak and sum and read the row twice, the second
+//     time from the L2 cache where it fits.
 //   - the largest score and the sum take one shuffle tree each; the mask, ALiBi, soft-cap and dropout cost arithmetic
 //     only, but for the mask's own bytes. Philox words are computed again in backward: 10 rounds for 4 elements are
 //     cheaper than a byte of memory each way.
@@ -70,7 +71,7 @@ void softmax_forward(const SoftmaxForward& a, Exec exec) {
   }
   if (done) return;
   visit_compute(a.scores_dtype, [&](auto compute, auto elements) {
-    const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4, kAnyThreads), rows);
+    const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4), rows);
     launch(softmax_forward_any<typename decltype(compute)::type, elements>, shape.grid, shape.block, 0, 1, exec.stream,
            op, a, rows);
   });
@@ -99,7 +100,7 @@ void softmax_backward(const SoftmaxBackward& a, Exec exec) {
   visit_compute(a.scores_dtype, [&](auto compute, auto elements) {
     using C = typename decltype(compute)::type;
     if (!done) {
-      const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4, kAnyThreads), rows);
+      const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4), rows);
       launch(softmax_backward_any<C, elements>, shape.grid, shape.block, 0, 1, exec.stream, op, a, rows);
     }
     if (a.grad_mask) {

@@ -59,7 +59,7 @@ __device__ void share(const SoftmaxBackward& a, int64_t row, int64_t rows, C d) 
 // Everything of dtype T, every row in packs and short enough for the registers of a block: one read of y and grad_out.
 // Grid: rows / blockDim.y blocks.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads, 1) softmax_backward(const SoftmaxBackward a, const int64_t rows) {
+__global__ void __launch_bounds__(kThreads, 2) softmax_backward(const SoftmaxBackward a, const int64_t rows) {
   using C = Compute<T>;
   constexpr int E = kElements<T>, K = kHeldPacks<T>;
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) softmax_backward(const Softmax
 
 // Every dtype, any address, stride and length: y and grad_out are read twice.
 template <class C, int E>
-__global__ void __launch_bounds__(kAnyThreads, 1) softmax_backward_any(const SoftmaxBackward a, const int64_t rows) {
+__global__ void __launch_bounds__(kThreads, 1) softmax_backward_any(const SoftmaxBackward a, const int64_t rows) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool exists = index < rows;
   const SoftmaxRow row(a.rows, exists ? index : 0);

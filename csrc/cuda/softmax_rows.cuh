@@ -11,8 +11,8 @@
 
 namespace bigmodel::cuda {
 
-constexpr int kAnyThreads = 256;  // of a block that takes any dtype, whose many cases want more registers
-constexpr int kHeldBytes = 64;    // of a thread's elements in the arithmetic's type: 16 registers
+constexpr int kThreads = 256;    // of a block at most: two of them fit on an SM with 128 registers a thread
+constexpr int kHeldBytes = 128;  // of a thread's elements in the arithmetic's type: 32 registers
 
 template <class T>
 constexpr int kElements = kPackBytes / int(sizeof(T));
@@ -24,10 +24,10 @@ struct SoftmaxLayout {
   int lanes;  // threads of a row: a power of two up to a warp, or whole warps up to a block
   bool held;  // whether a block's registers hold a row
 
-  SoftmaxLayout(int64_t keys, int64_t elements, int64_t packs, int64_t most = kMaxThreads) {
+  SoftmaxLayout(int64_t keys, int64_t elements, int64_t packs) {
     const int64_t wanted = divide_up(divide_up(keys, elements), packs);
-    held = wanted <= most;
-    const int64_t threads = wanted <= most ? wanted : most;
+    held = wanted <= kThreads;
+    const int64_t threads = held ? wanted : kThreads;
     lanes = 1;
     while (lanes < threads && lanes < kWarp) lanes *= 2;
     if (threads > kWarp) lanes = int(divide_up(threads, kWarp) * kWarp);
