@@ -157,8 +157,8 @@ def test_tests_after_a_lost_context_run_in_another_process(tmp_path):
     code = (
         "import os, sys, pytest, gpu.pytest_journal as plugin\n"
         "plugin._context_lost = lambda: True\n"
-        "options = ['-q', '-p', 'gpu.pytest_journal', '-p', 'no:cacheprovider', '--rootdir', os.path.dirname(sys.argv[1])]\n"
-        "sys.exit(pytest.main([*options, sys.argv[1]]))\n"
+        "options = ['-q', '-p', 'gpu.pytest_journal', '-p', 'no:cacheprovider', sys.argv[1]]\n"
+        "sys.exit(pytest.main([*options, '--rootdir', os.path.dirname(sys.argv[1])]))\n"
     )
     env = os.environ | {"BIGMODEL_JOURNAL": str(path), "PYTHONPATH": str(ROOT / "bench")}
     with (tmp_path / "log").open("wb") as log:
