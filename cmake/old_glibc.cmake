@@ -22,6 +22,7 @@ function(bigmodel_old_functions name soname)
   target_compile_options(${target} PRIVATE -fno-builtin)
   target_link_options(${target} PRIVATE -nostdlib -Wl,-soname,${soname} -Wl,--version-script=${source}.map)
   target_link_libraries(_C PRIVATE ${target})
+  target_link_libraries(_planner PRIVATE ${target})
 endfunction()
 
 # What the static CUDA runtime and the kernels call; auditwheel's verdict names the version of one that is missing here.
@@ -41,7 +42,10 @@ bigmodel_old_functions(pthread libpthread.so.0
 # libstdc++'s headers ask this variable of glibc 2.32 whether counting references may do without atomics: never.
 file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp CONTENT
   "extern \"C\" __attribute__((visibility(\"hidden\"))) char __libc_single_threaded;\nchar __libc_single_threaded = 0;\n")
-target_sources(_C PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp)
-# Without the collection of unused sections, parts of libstdc++ that nothing calls would ask for glibc 2.36. Some
-# compilers drop a library that nothing before it needs, and the CUDA runtime comes after these.
-target_link_options(_C PRIVATE -Wl,--no-as-needed -static-libstdc++ -Wl,--exclude-libs,libstdc++.a -Wl,--gc-sections)
+foreach(module _C _planner)
+  target_sources(${module} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp)
+  # Without the collection of unused sections, parts of libstdc++ that nothing calls would ask for glibc 2.36. Some
+  # compilers drop a library that nothing before it needs, and the CUDA runtime comes after these.
+  target_link_options(${module} PRIVATE
+    -Wl,--no-as-needed -static-libstdc++ -Wl,--exclude-libs,libstdc++.a -Wl,--gc-sections)
+endforeach()

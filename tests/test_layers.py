@@ -176,7 +176,7 @@ def units_imported(names):
     """The names under bigmodel that those imports reach, through its lazily resolved names too."""
     for name in names:
         parts = name.split(".")
-        if parts[0] != "bigmodel" or parts[1:] in (["__version__"], ["_C"]):
+        if parts[0] != "bigmodel" or parts[1:] in (["__version__"], ["_C"], ["_planner"]):
             continue
         if len(parts) == 1:
             yield from {home.split(".")[1] for home in HOMES.values()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from bigmodel import _planner
 from bigmodel.schedule import rates, rules
 from bigmodel.schedule.problem import Job, Problem
 
@@ -59,6 +61,26 @@ class JobData:
         """Whether anything ties one slot to the next."""
         job = self.job
         return bool(job.min_run > 1 or job.restart > 0 or (self.startup > 0).any() or not job.preemptible)
+
+    @cached_property
+    def native(self) -> _planner.Job:
+        """The job as the compiled module takes it."""
+        job, running = self.job, self.job.running
+        columns = (self.pool, self.devices, self.rate, self.startup, self.second)
+        return _planner.Job(
+            configurations=list(zip(*(column.tolist() for column in columns), strict=True)),
+            work=self.work,
+            restart=job.restart,
+            min_run=job.min_run,
+            started=job.started,
+            preemptible=job.preemptible,
+            runs=running is not None,
+            running=-1 if self.running is None else self.running,
+            running_slots=0 if running is None else running.slots,
+            setup_left=0.0 if running is None else running.setup_left,
+            late=self.late,
+            early=self.early,
+        )
 
 
 @dataclass

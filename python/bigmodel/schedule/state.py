@@ -31,12 +31,12 @@ def cheapest(
         return path.unbroken(data, unit, free, inst.h, first, last, stability)
     window = {"first": first, "last": last, "stability": stability}
     if optimistic:
-        like = None
+        like: tuple[tuple[int, int, int], ...] = ()
         if units is None or units > path.UNITS_PER_SLOT["up"]:
-            like = path.Table(data, unit, free, inst.h, rounding="near", **window).best()
-        return path.Table(data, unit, free, inst.h, rounding="up", units=units, like=like, **window).best()
-    for rounding in ("near", "down"):
-        schedule = path.Table(data, unit, free, inst.h, rounding=rounding, units=units, **window).best()
+            like = path.cheapest(data, unit, free, inst.h, rounding="nearest", **window).use
+        return path.cheapest(data, unit, free, inst.h, rounding="up", units=units, like=like, **window)
+    for rounding in ("nearest", "down"):
+        schedule = path.cheapest(data, unit, free, inst.h, rounding=rounding, units=units, **window)
         if schedule.use:
             break
     return schedule

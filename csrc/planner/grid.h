@@ -1,0 +1,30 @@
+// The grid on which the dynamic programme counts work left.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "path.h"
+
+namespace bigmodel::planner {
+
+constexpr double kTolerance = 1e-9;
+
+struct Units {
+  int64_t count;  // of all the work
+  double step;    // work of one
+};
+
+inline int64_t round_units(double units, Rounding rounding) {
+  if (rounding == Rounding::nearest) return static_cast<int64_t>(std::nearbyint(units));
+  if (rounding == Rounding::up) return static_cast<int64_t>(std::ceil(units - kTolerance));
+  return static_cast<int64_t>(std::floor(units + kTolerance));
+}
+
+// Of steps at least as wide as the grid asks and up to 1.4 times as wide, the one by which the rates of `kept` round
+// least; where there is a schedule alike, among the 8 by which its slots round least.
+Units choose_units(const Job& job, const std::vector<Configuration>& kept, double h, const Grid& grid,
+                   const std::vector<Use>& like);
+
+}  // namespace bigmodel::planner
