@@ -193,8 +193,10 @@ def test_the_dynamic_programme_is_exact_alone(seed):
     )  # fmt: skip
     problem = Problem(slots=12, pools=pools, jobs=(job,))
     inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
-    make = lambda rounding: paths.Table(inst.jobs[0], inst.unit, inst.free(), 1.0, rounding=rounding, first=0, last=12)  # noqa: E731
-    low, high = make("up").best().cost, make("down").best().cost
+    low, high = (
+        paths.cheapest(inst.jobs[0], inst.unit, inst.free(), 1.0, rounding=rounding, first=0, last=12).cost
+        for rounding in ("up", "down")
+    )
     run = search.Search(inst, solver.shared(), time.monotonic() + 20, 0.0)
     exact = mip.solve(run.worker, run._model([0], search.State(inst)).program(), 20)
     assert exact.closed
