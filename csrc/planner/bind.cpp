@@ -27,8 +27,8 @@ Job make_job(const std::vector<std::tuple<int64_t, int64_t, double, double, bool
 // A row per pool in both, a column per slot; the job's configurations and costs must lie inside.
 Prices make_prices(const Job& job, const Array<double>& unit, const Array<int64_t>& free, double h, double stability,
                    int64_t first, int64_t last) {
-  const bool alike = unit.ndim() == 2 && free.ndim() == 2 && unit.shape(0) == free.shape(0) &&
-                     unit.shape(1) == free.shape(1);
+  const bool alike =
+      unit.ndim() == 2 && free.ndim() == 2 && unit.shape(0) == free.shape(0) && unit.shape(1) == free.shape(1);
   if (!alike || first < 0 || first >= last || last > unit.shape(1)) {
     throw std::invalid_argument("planner: unit and free must both be (pools, slots), with the window inside.");
   }
@@ -56,20 +56,19 @@ PYBIND11_MODULE(_planner, m) {
                                 py::arg("restart"), py::arg("min_run"), py::arg("started"), py::arg("preemptible"),
                                 py::arg("runs"), py::arg("running"), py::arg("running_slots"), py::arg("setup_left"),
                                 py::arg("late"), py::arg("early"));
-  m.def("cheapest_path",
-        [](const Job& job, const Array<double>& unit, const Array<int64_t>& free, double h, double stability,
-           int64_t first, int64_t last, Rounding rounding, int64_t per_slot, int64_t most,
-           const std::vector<Triple>& like) {
-          const Prices prices = make_prices(job, unit, free, h, stability, first, last);
-          std::vector<Use> alike;
-          for (const auto& [slot, pool, devices] : like) alike.push_back({slot, pool, devices});
-          Schedule found;
-          {
-            py::gil_scoped_release release;
-            found = cheapest_path(job, prices, first, last, {rounding, per_slot, most}, alike);
-          }
-          return told(found);
-        });
+  m.def("cheapest_path", [](const Job& job, const Array<double>& unit, const Array<int64_t>& free, double h,
+                            double stability, int64_t first, int64_t last, Rounding rounding, int64_t per_slot,
+                            int64_t most, const std::vector<Triple>& like) {
+    const Prices prices = make_prices(job, unit, free, h, stability, first, last);
+    std::vector<Use> alike;
+    for (const auto& [slot, pool, devices] : like) alike.push_back({slot, pool, devices});
+    Schedule found;
+    {
+      py::gil_scoped_release release;
+      found = cheapest_path(job, prices, first, last, {rounding, per_slot, most}, alike);
+    }
+    return told(found);
+  });
   m.def("cheapest_run", [](const Job& job, const Array<double>& unit, const Array<int64_t>& free, double h,
                            double stability, int64_t first, int64_t last) {
     const Prices prices = make_prices(job, unit, free, h, stability, first, last);

@@ -11,8 +11,9 @@ std::vector<double> matched(const Job& job, double h, double finest, const std::
   std::vector<double> shares;  // of the work, done in each slot of `like`
   Use before{-2, -1, -1};
   for (const Use& use : like) {
-    const auto on = std::find_if(job.configurations.begin(), job.configurations.end(),
-                                 [&](const Configuration& k) { return k.pool == use.pool && k.devices == use.devices; });
+    const auto on = std::find_if(job.configurations.begin(), job.configurations.end(), [&](const Configuration& k) {
+      return k.pool == use.pool && k.devices == use.devices;
+    });
     const bool goes_on = before.slot == use.slot - 1 && before.pool == use.pool && before.devices == use.devices;
     const double lost = goes_on ? 0.0 : on->startup + job.restart;
     shares.push_back(std::max(0.0, h - lost) * on->rate / job.work);

@@ -227,9 +227,7 @@ class Table {
   static bool is_zero(double value) { return value == 0.0; }
 
   // The row of a table at slot s, to be indexed by units left.
-  double* row(int64_t table, int64_t s) const {
-    return memory_ + (table * rows_ + s % rows_) * width_ - low_[s];
-  }
+  double* row(int64_t table, int64_t s) const { return memory_ + (table * rows_ + s % rows_) * width_ - low_[s]; }
 
   double at(int64_t table, int64_t s, int64_t units) const {
     if (units <= 0) return 0.0;
@@ -280,8 +278,7 @@ class Table {
       if (s + q >= slots_) return kInfinity;
       if (made.done[q] >= units) {
         const int64_t before = q > 0 ? made.done[q - 1] : 0;
-        return paid + column.price[s + q] * share(column, units - before, made.lost[q]) +
-               job_.late[first_ + s + q + 1];
+        return paid + column.price[s + q] * share(column, units - before, made.lost[q]) + job_.late[first_ + s + q + 1];
       }
       paid += column.price[s + q];
     }

@@ -33,14 +33,12 @@ struct Job {
   bool started, preemptible;
   bool runs;  // at the beginning of the window: it may go on without loss in `running`, -1 for no configuration
   int64_t running, running_slots;
-  double setup_left;               // hours
+  double setup_left;                // hours
   std::vector<double> late, early;  // by slot, slots + 1: what ending and starting there costs
 };
 
 // One slot of a schedule.
-struct Use {
-  int64_t slot, pool, devices;
-};
+struct Use { int64_t slot, pool, devices; };
 
 struct Schedule {
   double cost;  // infinite where there is none

@@ -1,4 +1,4 @@
-"""One job's cheapest schedule against a plain reading of path.h: memoised recursion over (slot, work left, what ran)."""
+"""One job's cheapest schedule against a plain reading of path.h: recursion over (slot, work left, what ran)."""
 
 import math
 from dataclasses import replace

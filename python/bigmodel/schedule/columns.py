@@ -122,6 +122,23 @@ class Columns:
                 state.put(j, use)
         return state
 
+    def slack(self, prices: Prices) -> np.ndarray:
+        """By column, its cost at these prices above the least of its job's columns."""
+        inst, shared = self.inst, prices.shared(self.inst)
+        ordered = [prices.ordered(inst, data) for data in inst.jobs]
+        reduced = np.array(
+            [
+                cost
+                + sum(shared[p, s] * n * inst.h for s, p, n in use)
+                + (ordered[j].late - inst.jobs[j].late)[use[-1][0] + 1]
+                + ordered[j].early[use[0][0]]
+                for j, cost, use in zip(self.job, self.cost, self.use, strict=True)
+            ]
+        )
+        job = np.array(self.job)
+        least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
+        return reduced - least[job]
+
     def boxed(self, penalty: np.ndarray, centre: Prices, width: float) -> dict:
         """The master with each price of capacity kept within `width` devices' mean price, and that share, of centre's.
 

@@ -34,26 +34,37 @@ def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.
         RuntimeError: the solver calls a point optimal that breaks its rows, with presolve and without.
     """
     for presolve in (True, False):
-        options = {"time_limit": max(limit, 0.05), "mip_rel_gap": gap, "presolve": presolve}
-        if nodes:
-            options["node_limit"] = nodes
-        try:
-            found = worker.call("milp", program | {"options": options}, max(limit, 0.05))
-        except Overdue:
-            return Answer(None, np.inf, -np.inf, False, False)
-        bound = -np.inf if found["bound"] is None or not np.isfinite(found["bound"]) else float(found["bound"])
-        if found["status"] == 2:
-            if presolve:
-                continue  # presolve has called feasible programmes infeasible; believed only if both agree
-            return Answer(None, np.inf, np.inf, True, True)
-        if found["x"] is None:
-            return Answer(None, np.inf, bound, False, False)
-        x = np.where(program["integrality"] > 0, np.round(found["x"]), found["x"])
-        if feasible(program, x):
-            return Answer(x, float(program["c"] @ x), bound, False, found["status"] == 0)
-        if found["status"] != 0:
-            return Answer(None, np.inf, bound, False, False)
+        begin(worker, program, limit, gap, nodes, presolve)
+        answer = finish(worker, program, limit)
+        # Presolve has called feasible programmes infeasible; believed only if both agree.
+        if answer is not None and not (answer.infeasible and presolve):
+            return answer
     raise RuntimeError("milp: called a point optimal that breaks its constraints, with and without presolve.")
+
+
+def begin(worker: Worker, program: dict[str, Any], limit: float, gap: float, nodes: int, presolve: bool = True) -> None:
+    """Sends a programme off; `finish` waits for its answer."""
+    options = {"time_limit": max(limit, 0.05), "mip_rel_gap": gap, "presolve": presolve}
+    if nodes:
+        options["node_limit"] = nodes
+    worker.begin("milp", program | {"options": options})
+
+
+def finish(worker: Worker, program: dict[str, Any], limit: float) -> Answer | None:
+    """The answer to the last `begin`; None for a point that is called optimal and breaks its rows."""
+    try:
+        found = worker.finish(max(limit, 0.05))
+    except Overdue:
+        return Answer(None, np.inf, -np.inf, False, False)
+    bound = -np.inf if found["bound"] is None or not np.isfinite(found["bound"]) else float(found["bound"])
+    if found["status"] == 2:
+        return Answer(None, np.inf, np.inf, True, True)
+    if found["x"] is None:
+        return Answer(None, np.inf, bound, False, False)
+    x = np.where(program["integrality"] > 0, np.round(found["x"]), found["x"])
+    if feasible(program, x):
+        return Answer(x, float(program["c"] @ x), bound, False, found["status"] == 0)
+    return None if found["status"] == 0 else Answer(None, np.inf, bound, False, False)
 
 
 def feasible(program: dict[str, Any], x: np.ndarray) -> bool:

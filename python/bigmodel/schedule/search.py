@@ -29,6 +29,7 @@ _COARSE = 48  # units per slot of a first bound, a quarter of the last one's tim
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 2.0  # most of a neighbourhood's programme, and half of a tiny problem's
+_PAUSE = 150  # steps of dynamic programming while the worker solves one: as long as most programmes take
 _NODES = 200  # of a neighbourhood's programme: a limit that does not depend on the machine
 _MILD = 3.0  # times a job's cost: the master's penalty for leaving it out
 _SMOOTHING = 0.5  # weight of the best prices against the master's; Wentges, Weighted Dantzig-Wolfe (1997)
@@ -245,48 +246,43 @@ class Search:
             self._raise(value - 1e-9 * abs(value))
 
     def _neighbourhoods(self, columns: Columns) -> None:
-        """Jobs taken out and put back by dynamic programming; now and then the master and milp over a few jobs."""
+        """Jobs taken out and put back by dynamic programming, while the worker solves the master in whole numbers or
+        the programme of a few jobs; what it found is taken up after a fixed number of steps."""
         inst = self.inst
         state = _state_of(inst, self.best) if self.best is not None else State(inst)
         improver = Improver(state, self.prices, self.seed)
         rng = np.random.default_rng(self.seed)
         steps, idle = 0, 0
-        most_idle = 150 + 15 * len(inst.jobs)
-        pause = 60
-        while idle < most_idle and not self.closed():
-            gained = improver.step(self.tick)
-            steps, idle = steps + 1, 0 if gained else idle + 1
-            if gained:
-                for j, schedule in state.schedules.items():
-                    columns.add(j, schedule.use)
-                self._offer(state)
-            if steps % pause == 0:
-                found = self._milp(state, rng) if steps % (3 * pause) == 0 else self._recombine(columns)
-                if found is not None and found.score() < improver.score:
-                    self._offer(found)
-                    state = found
-                    improver = Improver(state, self.prices, self.seed + steps)
-                    idle = 0
+        most_idle = 4 * _PAUSE + 15 * len(inst.jobs)
+        pending: _Pending | None = None
+        try:
+            while idle < most_idle and not self.closed():
+                gained = improver.step(self.tick)
+                steps, idle = steps + 1, 0 if gained else idle + 1
+                if gained:
+                    for j, schedule in state.schedules.items():
+                        columns.add(j, schedule.use)
+                    self._offer(state)
+                if steps % _PAUSE == 0:
+                    found = self._collect(pending) if pending is not None else None
+                    pending = None
+                    if found is not None and found.score() < improver.score:
+                        self._offer(found)
+                        state = found
+                        improver = Improver(state, self.prices, self.seed + steps)
+                        idle = 0
+                    self.tick()
+                    pending = self._milp(state, rng) if steps % (3 * _PAUSE) == 0 else self._recombine(columns)
+        finally:
+            if pending is not None:
+                self.worker.kill()  # whoever calls next need not wait for this answer
 
-    def _recombine(self, columns: Columns) -> State | None:
-        """The master in whole numbers over the columns of least reduced cost."""
+    def _recombine(self, columns: Columns) -> _Pending | None:
+        """The master in whole numbers over the columns of least reduced cost, sent off."""
         if not columns.job:  # every job is dropped
             return None
         inst = self.inst
-        shared = self.prices.shared(inst)
-        ordered = [self.prices.ordered(inst, data) for data in inst.jobs]
-        reduced = np.array(
-            [
-                cost
-                + sum(shared[p, s] * n * inst.h for s, p, n in use)
-                + (ordered[j].late - inst.jobs[j].late)[use[-1][0] + 1]
-                + ordered[j].early[use[0][0]]
-                for j, cost, use in zip(columns.job, columns.cost, columns.use, strict=True)
-            ]
-        )
-        job = np.array(columns.job)
-        least = np.array([reduced[job == j].min(initial=np.inf) for j in range(len(inst.jobs))])
-        slack = reduced - least[job]
+        slack = columns.slack(self.prices)
         useful = np.flatnonzero(slack <= max(self.value - self.bound, 0.0))  # a dearer one is in no better plan
         keep = np.sort(useful[np.argsort(slack[useful], kind="stable")[: 25 * len(inst.jobs)]])
         master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
@@ -302,14 +298,14 @@ class Search:
             "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
             "integrality": np.ones(len(master["c"])),
         }
-        answer = self._mip(program, self._share(), gap=self.gap / 4, nodes=_NODES)
-        if answer.x is None:
-            return None
-        chosen = {columns.job[keep[i]]: columns.use[keep[i]] for i in np.flatnonzero(answer.x[: len(keep)] > 0.5)}
-        return _ordered(inst, chosen)
 
-    def _milp(self, state: State, rng: np.random.Generator) -> State | None:
-        """A few jobs freed at once, the rest fixed, and the programme of their schedules solved."""
+        def read(x: np.ndarray) -> State | None:
+            return _ordered(inst, {columns.job[i]: columns.use[i] for i in keep[x[: len(keep)] > 0.5]})
+
+        return self._send(program, self.gap / 4, read)
+
+    def _milp(self, state: State, rng: np.random.Generator) -> _Pending | None:
+        """A few jobs freed at once, the rest fixed, and the programme of their schedules sent off."""
         inst = self.inst
         seed = int(rng.integers(len(inst.jobs)))
         near = [d.index for d in inst.jobs if d.last > inst.jobs[seed].first and d.first < inst.jobs[seed].last]
@@ -329,17 +325,28 @@ class Search:
         if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
             return None
         model = self._model(members, trial)
-        answer = self._mip(model.program(), self._share(), nodes=_NODES)
-        if answer.x is None:
-            return None
-        for j, use in model.read(answer.x).items():
-            if use:
-                trial.put(j, use)
-        return trial
 
-    def _share(self) -> float:
-        """Seconds of a neighbourhood's programme: a part of what is left."""
-        return min(_MILP_SECONDS, max(0.2, 0.15 * self.left()))
+        def read(x: np.ndarray) -> State:
+            for j, use in model.read(x).items():
+                if use:
+                    trial.put(j, use)
+            return trial
+
+        return self._send(model.program(), 0.0, read)
+
+    def _send(self, program: dict, gap: float, read: Callable[[np.ndarray], State | None]) -> _Pending:
+        """Begins a neighbourhood's programme, with a part of the time that is left."""
+        limit = min(_MILP_SECONDS, max(0.2, 0.15 * self.left()))
+        mip.begin(self.worker, program, limit, gap, _NODES)
+        return _Pending(program, read, time.monotonic() + limit)
+
+    def _collect(self, pending: _Pending) -> State | None:
+        limit = min(pending.end, self.end) - time.monotonic()
+        answer = mip.finish(self.worker, pending.program, limit)
+        if answer is None:
+            return None
+        self.cut |= not answer.closed and time.monotonic() >= pending.end  # by the clock
+        return None if answer.x is None else pending.read(answer.x)
 
     def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
         limit = max(0.05, min(limit, self.left()))
@@ -362,6 +369,15 @@ class Search:
         if bound > self.bound:
             self.bound = float(bound)
             self.report(self.value, self.bound)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A programme that the worker solves: how its answer is read, and when it is to be there."""
+
+    program: dict
+    read: Callable[[np.ndarray], State | None]
+    end: float
 
 
 def _state_of(inst: Instance, schedules: dict[int, tuple]) -> State:
