@@ -81,12 +81,12 @@ lint: setup  ## check the style of every source, and the types
 # Python is not built with the sanitizers, so their runtimes come first in the process; libstdc++ before them lets them
 # find the exceptions that they intercept. Python itself leaks on purpose.
 .PHONY: asan
-asan: setup  ## run the op tests on kernels built with the address and undefined-behaviour sanitizers
+asan: setup  ## run the tests of compiled code on a build with the address and undefined-behaviour sanitizers
 	rm -rf build/asan/site
 	$(PIP) install $(BUILD) --no-deps --target build/asan/site --config-settings=build-dir=build/asan/build \
 	  --config-settings=cmake.define.BIGMODEL_SANITIZE=ON .
 	LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(lib).so))" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site $(BIN)/python -m pytest tests/ops $(ARGS)
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site $(BIN)/python -m pytest tests/ops tests/schedule/test_path.py $(ARGS)
 
 .PHONY: traffic
 traffic: setup  ## count what the CUDA kernels move, bank conflicts and uncoalesced accesses included; no GPU needed

@@ -67,6 +67,10 @@ class Search:
     def left(self) -> float:
         return self.end - time.monotonic()
 
+    def patience(self) -> float:
+        """Seconds that the worker is given: what is left, less most of what it may overstay."""
+        return self.left() - 0.3
+
     def closed(self) -> bool:
         return self.value < np.inf and self.value - self.bound <= self.gap * abs(self.value) + 1e-9
 
@@ -126,7 +130,7 @@ class Search:
 
     def _linprog(self, program: dict) -> dict:
         try:
-            return self.worker.call("linprog", program, self.left())
+            return self.worker.call("linprog", program, self.patience())
         except Overdue:
             raise TimeUp from None
 
@@ -334,22 +338,24 @@ class Search:
 
         return self._send(model.program(), 0.0, read)
 
-    def _send(self, program: dict, gap: float, read: Callable[[np.ndarray], State | None]) -> _Pending:
-        """Begins a neighbourhood's programme, with a part of the time that is left."""
-        limit = min(_MILP_SECONDS, max(0.2, 0.15 * self.left()))
+    def _send(self, program: dict, gap: float, read: Callable[[np.ndarray], State | None]) -> _Pending | None:
+        """Begins a neighbourhood's programme with a part of the time that is left, if that is worth it."""
+        limit = min(_MILP_SECONDS, max(0.2, 0.15 * self.left()), self.patience())
+        if limit < 0.05:
+            self.cut = True
+            return None
         mip.begin(self.worker, program, limit, gap, _NODES)
         return _Pending(program, read, time.monotonic() + limit)
 
     def _collect(self, pending: _Pending) -> State | None:
-        limit = min(pending.end, self.end) - time.monotonic()
-        answer = mip.finish(self.worker, pending.program, limit)
+        answer = mip.finish(self.worker, pending.program, pending.end - time.monotonic())
         if answer is None:
             return None
         self.cut |= not answer.closed and time.monotonic() >= pending.end  # by the clock
         return None if answer.x is None else pending.read(answer.x)
 
     def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
-        limit = max(0.05, min(limit, self.left()))
+        limit = max(0.05, min(limit, self.patience()))
         begin = time.monotonic()
         answer = mip.solve(self.worker, program, limit, **options)
         if not answer.closed and time.monotonic() - begin >= 0.9 * limit:
