@@ -44,6 +44,18 @@ def test_a_pool_gone_moves_the_job_and_says_what_that_costs():
     assert new.allocation[0, 0, :now].sum() == 2
 
 
+def test_diff_compares_what_is_left_and_not_the_past():
+    old = plan()
+    now = old.start["long"] + 2
+    assert old.diff(old.replan(now, gap=0.0)) == f"cost from slot {now} on 4.00 -> 4.00 USD (+0.00)"
+    moved = old.diff(old.replan(now, {"gone": ["cheap"]}, gap=0.0)).splitlines()
+    assert moved[0].startswith(f"~ long: 1 x cheap [{now}, {now + 4}) -> 1 x dear [")
+    assert moved[1] == f"cost from slot {now} on 4.00 -> 15.00 USD (+11.00)"
+    extra = Job(name="next", work=1.0, throughput=old.problem.jobs[0].throughput)
+    after = old.replan(old.finish["long"], {"jobs": [extra]}, gap=0.0)
+    assert [line[:6] for line in old.diff(after).splitlines()] == ["+ next", "cost f"]  # what is done is no change
+
+
 def test_measured_progress_and_throughput_count():
     old = plan()
     now = old.start["long"] + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigmodel.schedule import rules
-from bigmodel.schedule.problem import Problem
+from bigmodel.schedule.problem import Problem, When
 from bigmodel.schedule.rules import Account, Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bigmodel.schedule.replanning import Changes
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ class Plan:
         return json.dumps(self.to_dict(), indent=1)
 
     def diff(self, other: Plan) -> str:
-        """What `other` does differently, one line per job, and what that costs."""
+        """What `other` does differently from the later plan's `now` on, one line per job, and what that costs."""
         from bigmodel.schedule import text
 
         return text.diff(self, other)
@@ -228,8 +231,8 @@ class Plan:
 
         return text.prices(self)
 
-    def replan(self, now: int, changes=None, **options) -> Plan:
-        """Plans again from slot `now` on, keeping the past; see bigmodel.schedule.replan."""
+    def replan(self, now: When, changes: Changes | Mapping[str, Any] | None = None, **options) -> Plan:
+        """Plans again from `now`, a slot or an ISO time, keeping the past; see bigmodel.schedule.replanning.replan."""
         from bigmodel.schedule import replanning
 
         return replanning.replan(self, now, changes, **options)

@@ -140,7 +140,7 @@ class _Replay:
             wanted = getattr(self, f"_{self.policy}")(slot)
             self._step(slot, wanted)
         missed = [live.job.name for live in self.jobs if not self._in_time(live)]
-        return Outcome(self.policy, self.cost, tuple(missed), self.interruptions, time.monotonic() - begin)
+        return Outcome(self.policy, float(self.cost), tuple(missed), self.interruptions, time.monotonic() - begin)
 
     def _in_time(self, live: _Live) -> bool:
         if live.finish is None:

@@ -49,9 +49,10 @@ def solve(
     """
     if backend != "highs":
         raise ValueError(f"solve: backend is {backend!r}; the only one is 'highs'.")
-    numbers = all(isinstance(value, (int, float, np.number)) for value in (time_limit, gap))
-    if not numbers or not time_limit > 0 or not gap >= 0:
-        raise ValueError(f"solve: time_limit {time_limit!r} must be a number above 0 and gap {gap!r} at least 0.")
+    if not isinstance(time_limit, (int, float, np.number)) or not time_limit > 0:
+        raise ValueError(f"solve: time_limit is {time_limit!r}; it must be a number of seconds above 0.")
+    if not isinstance(gap, (int, float, np.number)) or not gap >= 0:
+        raise ValueError(f"solve: gap is {gap!r}; it must be a number, at least 0.")
     validate.whole(seed, "solve: seed", most=2**63 - 1)
     return _Solve(problem.expanded, min(time_limit, _LONGEST), gap, seed, progress, explain).plan()
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bigmodel.schedule import rules
+
 if TYPE_CHECKING:
     from bigmodel.schedule.plan import Plan
 
@@ -45,9 +47,9 @@ def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def diff(old: Plan, new: Plan) -> str:
-    """One line per job that changed, then the costs."""
-    lines = []
-    before, after = _shapes(old), _shapes(new)
+    """One line per job whose runs from the later `now` on changed, then the costs from there on."""
+    now, lines = max(old.problem.now, new.problem.now), []
+    before, after = _shapes(old, now), _shapes(new, now)
     for name in sorted(before.keys() | after.keys()):
         if name not in after:
             lines.append(f"- {name}: {before[name]}")
@@ -55,19 +57,29 @@ def diff(old: Plan, new: Plan) -> str:
             lines.append(f"+ {name}: {after[name]}")
         elif before[name] != after[name]:
             lines.append(f"~ {name}: {before[name]} -> {after[name]}")
-    change = new.cost - old.cost
-    lines.append(f"cost {old.cost:.2f} -> {new.cost:.2f} {new.problem.currency} ({change:+.2f})")
+    costs = [plan.cost - _cost_before(plan, now) for plan in (old, new)]
+    since = f" from slot {now} on" if old.problem.now < now or new.problem.now < now else ""
+    lines.append(f"cost{since} {costs[0]:.2f} -> {costs[1]:.2f} {new.problem.currency} ({costs[1] - costs[0]:+.2f})")
     return "\n".join(lines)
 
 
-def _shapes(plan: Plan) -> dict[str, str]:
+def _cost_before(plan: Plan, now: int) -> float:
+    past = np.where(np.arange(plan.problem.slots) < now, plan.allocation, 0)
+    return sum(job.cost for job in rules.check(plan.problem, past).jobs)
+
+
+def _shapes(plan: Plan, now: int) -> dict[str, str]:
+    """The runs of each job that had not ended before `now`, as text."""
     shapes = {}
     for name, runs in plan.runs.items():
         parts = [
-            " + ".join(f"{n} x {plan.problem.pools[p].name}" for p, n in run.devices) + f" [{run.first}, {run.last})"
+            " + ".join(f"{n} x {plan.problem.pools[p].name}" for p, n in run.devices)
+            + f" [{max(run.first, now)}, {run.last})"
             for run in runs
+            if run.last > now
         ]
-        shapes[name] = ", ".join(parts) or "not run"
+        if parts or not runs:
+            shapes[name] = ", ".join(parts) or "not run"
     return shapes
 
 
