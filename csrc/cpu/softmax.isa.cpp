@@ -4,6 +4,7 @@
 // its sum, then the product with 1 / sum. Keeping a running maximum would save the first of these and pay with a second
 // exp for every step that raises it.
 #include "math.h"
+#include "softmax_columns.isa.h"
 #include "softmax_kernels.h"
 
 namespace bigmodel::cpu::BIGMODEL_ISA {

@@ -47,6 +47,18 @@ inline void gather(void* to, const char* from, int64_t n, int64_t stride, int64_
   else copy(static_cast<uint64_t*>(to));
 }
 
+// Scratch of one thread, aligned to a cache line. It keeps what it once had for its next call: given back, it would be
+// mapped again page by page.
+inline char* workspace(int64_t bytes) {
+  static thread_local std::unique_ptr<char[]> kept;
+  static thread_local int64_t kept_bytes = 0;
+  if (bytes + 64 > kept_bytes) {
+    kept.reset(new char[bytes + 64]);
+    kept_bytes = bytes + 64;
+  }
+  return kept.get() + (64 - reinterpret_cast<uintptr_t>(kept.get()) % 64) % 64;
+}
+
 template <class Body>
 void convert_chunks(int64_t n, Body body) {
   for (int64_t begin = 0; begin < n; begin += kSoftmaxChunk) body(begin, std::min(kSoftmaxChunk, n - begin));
@@ -92,24 +104,11 @@ class Rows {
     Buffers(const Rows& rows, int64_t n) {
       const int64_t array = ((n + kSlack) * size_of(rows.compute) + 63) / 64 * 64;
       const int64_t chunk_bytes = (kSoftmaxChunk + kSlack) * 8;
-      char* base = workspace(5 * array + 2 * chunk_bytes + 64);
-      base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+      char* base = workspace(5 * array + 2 * chunk_bytes);
       void** arrays[] = {&z, &e, &added, &factors, &grad};
       for (void** one : arrays) *one = base, base += array;
       gathered = base;
       chunk = base + chunk_bytes;
-    }
-
-   private:
-    // A thread keeps what it once had for its next call: given back, it would be mapped again page by page.
-    static char* workspace(int64_t bytes) {
-      static thread_local std::unique_ptr<char[]> kept;
-      static thread_local int64_t kept_bytes = 0;
-      if (bytes > kept_bytes) {
-        kept.reset(new char[bytes]);
-        kept_bytes = bytes;
-      }
-      return kept.get();
     }
   };
 

@@ -34,7 +34,11 @@ CASES = {
         ValueError,
         "mask has shape (1, 2, 3, 4, 5), ",
     ),
-    "mask device": (lambda: attention(X, mask=X.to("meta")), ValueError, "mask is on device 'meta', but the scores are on"),
+    "mask device": (
+        lambda: attention(X, mask=X.to("meta")),
+        ValueError,
+        "mask is on device 'meta', but the scores are on",
+    ),
     "float64 mask beside float32 scores": (
         lambda: attention(X, mask=X.double()),
         TypeError,

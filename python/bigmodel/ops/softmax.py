@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +101,9 @@ def _register_attention():
         _softmax_checks.check_scores(op, scores, False, out_dtype)
         with torch.no_grad():
             window = (left, right)
-            options = _softmax_checks.check_options(op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p)
+            options = _softmax_checks.check_options(
+                op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p
+            )
         return _present(_softmax_body.forward(scores, mask, alibi_slopes, sinks, seed, options, out_dtype), scores)
 
     def forward_fake(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
@@ -248,7 +249,9 @@ def attention_softmax(
     """
     op = "attention_softmax"
     _softmax_checks.check_scores(op, scores, inplace, out_dtype)
-    options = _softmax_checks.check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p)
+    options = _softmax_checks.check_options(
+        op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p
+    )
     if out_dtype is None:
         out_dtype = scores.dtype if inplace else _registry.autocast_dtype(scores)
     tensors = (scores, mask, alibi_slopes, sinks, _seed(scores, dropout_p))
@@ -320,8 +323,8 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
         dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
-            apart, and torch's own kernel for columns runs, whose last bits on a CPU follow the thread count; a CPU's
-            large results are in memory kept between calls.
+            apart. On a CPU a kernel for columns runs; torch's does on CUDA and where fewer than 16 columns lie side by
+            side, and a CPU's last bits follow the thread count there.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 
