@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "../ops/softmax.h"
-#include "memory.h"
 #include "parallel.h"
 #include "softmax_columns_kernels.h"
 #include "softmax_rows.h"
@@ -17,7 +16,6 @@ namespace bigmodel::cpu {
 // Scratch of a strip in bytes, as large as a second-level cache, since wider strips are worth more than what falls out
 // of it (docs/decisions.md); and the columns of a strip at the most.
 constexpr int64_t kColumnScratch = int64_t(1) << 20, kColumnWidth = 1024;
-constexpr int64_t kColumnStreaming = int64_t(32) << 20;  // bytes of a result that no cache holds
 
 // `copies`: matrices of the arithmetic's type in scratch. body(strip, place): the strip's first element.
 template <class Body>
@@ -30,7 +28,7 @@ void for_each_strip(const SoftmaxColumns& c, DType dtype, const void* written, i
   width = std::clamp(share / step * step, step, width);
   const int64_t strips = (c.inner + width - 1) / width, block = std::min(c.n, elements / width);
   const int64_t bytes = c.outer * c.n * c.inner * size_of(dtype);
-  const bool streaming = bytes >= kColumnStreaming && c.inner * size_of(dtype) % 64 == 0 &&
+  const bool streaming = bytes >= kStreamingBytes && c.inner * size_of(dtype) % 64 == 0 &&
                          reinterpret_cast<uintptr_t>(written) % 64 == 0 && resident(written, bytes);
   parallel_for(threads, c.outer * strips, [&](int64_t first, int64_t last) {
     void* scratch = workspace((width + step - 1) / step * step * (copies * (block + 1) * size + 3 * size + 8));

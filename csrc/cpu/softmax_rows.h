@@ -7,6 +7,7 @@
 
 #include "../ops/softmax.h"
 #include "convert.h"
+#include "memory.h"
 #include "parallel.h"
 #include "softmax_kernels.h"
 
@@ -16,6 +17,7 @@ namespace bigmodel::cpu {
 // Matrices of at least this size are not in the second-level cache: the next row is asked for while this one is
 // computed.
 constexpr int64_t kFetchBytes = int64_t(1) << 20;
+constexpr int64_t kStreamingBytes = int64_t(32) << 20;  // of a result that no cache holds
 constexpr int64_t kSoftmaxPart = 65536, kSoftmaxChunk = 2048;
 
 inline DType compute_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -117,6 +119,14 @@ class Rows {
 
   static const SoftmaxKernels& kernels_for(DType dtype) { return softmax_kernels(dtype); }
   static int64_t step_bytes(DType dtype) { return softmax_kernels(dtype).step * size_of(dtype); }
+
+  // Whether a result of whole rows of `dtype` is stored past the caches, which would read it first: it is larger than
+  // they are, its memory is there, and no cache line is shared.
+  bool streams(const void* base, DType dtype) const {
+    const int64_t bytes = rows * r_.keys * size_of(dtype);
+    return bytes >= kStreamingBytes && r_.keys <= kSoftmaxPart && r_.keys % softmax_kernels(dtype).step == 0 &&
+           r_.keys * size_of(dtype) % 64 == 0 && reinterpret_cast<uintptr_t>(base) % 64 == 0 && resident(base, bytes);
+  }
 
   // What dropout multiplies the keys from `key` on by, in the arithmetic's type.
   const void* dropout_factors(const Row& row, int64_t key, int64_t n, Buffers& buffers) const {

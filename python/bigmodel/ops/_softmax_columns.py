@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from bigmodel import _registry
+from bigmodel import _native, _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.ops import _softmax_body
 
+_cpu = _native.load().cpu  # CUDA has no such kernel
 _NARROW = 16  # columns: the kernel computes 32 side by side, and for 8 of them torch's is faster (docs/decisions.md)
 
 
@@ -33,7 +34,7 @@ def _sizes(shape: torch.Size, dim: int) -> tuple[int, int, int]:
 def _forward(input: Tensor, dim: int, log: bool) -> Tensor:
     input = input.contiguous()
     out = _registry.empty_like(input, input.dtype)
-    _registry.native(input).softmax_columns_forward(
+    _cpu.softmax_columns_forward(
         out.data_ptr(), input.data_ptr(), *_sizes(input.shape, dim), log, DTYPE_CODES[input.dtype],
         *_registry.place(input),
     )  # fmt: skip
@@ -43,7 +44,7 @@ def _forward(input: Tensor, dim: int, log: bool) -> Tensor:
 def _backward(grad_out: Tensor, out: Tensor, dim: int, log: bool) -> Tensor:
     grad_out, out = grad_out.contiguous(), out.contiguous()
     grad = _registry.empty_like(out, out.dtype)
-    _registry.native(out).softmax_columns_backward(
+    _cpu.softmax_columns_backward(
         grad.data_ptr(), grad_out.data_ptr(), out.data_ptr(), *_sizes(out.shape, dim), log, DTYPE_CODES[out.dtype],
         *_registry.place(out),
     )  # fmt: skip
