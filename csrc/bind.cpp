@@ -23,6 +23,8 @@ PYBIND11_MODULE(_C, m) {
     cpu::adam_touch(bind::table(values, rows), {threads, nullptr});
   });
   BIGMODEL_BIND_SOFTMAX(cpu, cpu);
+  cpu.def("softmax_columns_forward", &bind::softmax_columns_forward);
+  cpu.def("softmax_columns_backward", &bind::softmax_columns_backward);
   cpu.def("advise_huge_pages",
           [](bind::Address address, int64_t bytes) { cpu::advise_huge_pages(bind::pointer(address), bytes); });
   cpu.def("isas_built", &cpu::isas_built);

@@ -88,6 +88,19 @@ void plain_softmax_backward(Address grad, Address grad_out, Address out, int64_t
   kernel(args, {index, pointer(stream)});
 }
 
+inline void softmax_columns_forward(Address out, Address input, int64_t outer, int64_t n, int64_t inner, bool log,
+                                    int dtype, int threads, Address) {
+  pybind11::gil_scoped_release release;
+  cpu::softmax_columns_forward(pointer(out), pointer(input), {outer, n, inner, log}, DType(dtype), {threads, nullptr});
+}
+
+inline void softmax_columns_backward(Address grad, Address grad_out, Address out, int64_t outer, int64_t n,
+                                     int64_t inner, bool log, int dtype, int threads, Address) {
+  pybind11::gil_scoped_release release;
+  cpu::softmax_columns_backward(pointer(grad), pointer(grad_out), pointer(out), {outer, n, inner, log}, DType(dtype),
+                                {threads, nullptr});
+}
+
 #define BIGMODEL_BIND_SOFTMAX(module, device)                                                                      \
   module.def("attention_softmax_forward", &bigmodel::bind::softmax_forward<bigmodel::device::softmax_forward>);    \
   module.def("attention_softmax_backward", &bigmodel::bind::softmax_backward<bigmodel::device::softmax_backward>); \

@@ -330,15 +330,20 @@ BAD = [
     ((Q, K, V), {"window": (-1, 0)}, ValueError, "FlashAttention's -1 for no limit is None here"),
     ((Q, K, V), {"attn_mask": torch.ones(3, 5).double()}, TypeError, "attn_mask is float64, but the scores are torch"),
     ((Q, K, V), {"window": 3}, TypeError, "window must be a pair"),
+    ((Q, K, V), {"attn_mask": torch.ones(3, 5).to_sparse()}, TypeError, "attn_mask must be a dense torch.strided"),
+    ((Q, K, V), {"alibi_slopes": torch.zeros(4, requires_grad=True)}, ValueError, "alibi_slopes requires grad"),
+    ((Q[0, 0], K[0, 0], V[0, 0]), {"sinks": torch.zeros(4)}, ValueError, "sinks needs scores (..., heads"),
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["attention", "attention.explain"])
 @pytest.mark.parametrize(("tensors", "options", "error", "words"), BAD, ids=[words for *_, words in BAD])
-def test_bad_arguments_get_one_sentence(tensors, options, error, words):
+def test_bad_arguments_get_one_sentence(tensors, options, error, words, name):
+    function = bigmodel.attention if name == "attention" else bigmodel.attention.explain
     with pytest.raises(error) as caught:
-        bigmodel.attention(*tensors, **options)
+        function(*tensors, **options)
     message = str(caught.value)
-    assert words in message and message.startswith("attention") and message.endswith(".") and "\n" not in message
+    assert words in message and message.startswith(f"{name}: ") and message.endswith(".") and "\n" not in message
 
 
 def test_autocast_to_float16_does_not_overflow_the_scores():
@@ -358,9 +363,16 @@ def test_a_float32_mask_keeps_its_numbers_under_autocast():
     assert alone.abs().sum() > 0
 
 
+def test_autocast_leaves_float64_alone():
+    query, sinks = torch.randn(1, 2, 4, 8).double(), torch.randn(2).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = bigmodel.attention(query, query, query, sinks=sinks)
+    assert torch.equal(out, bigmodel.attention(query, query, query, sinks=sinks))
+
+
 def test_a_mask_of_another_device_is_refused():
     query = torch.randn(1, 2, 3, 8)
-    with pytest.raises(ValueError, match="attention: attn_mask is on device 'meta', but query is on 'cpu'"):
+    with pytest.raises(ValueError, match="attention: attn_mask is on device 'meta', but the scores are on 'cpu'"):
         bigmodel.attention(query, query, query, torch.zeros(3, 3, device="meta"))
 
 

@@ -207,6 +207,8 @@ def test_compiles_in_one_graph():
         (lambda: scaled_masked_softmax(torch.zeros(2, 3, 4), None, 1.0), ValueError, "inputs has shape (2, 3, 4)"),
         (lambda: scaled_upper_triang_masked_softmax(torch.zeros(3, 4), 0, 1.0), ValueError, "shape (3, 4)"),
         (lambda: scaled_masked_softmax(torch.zeros(1, 1, 2, 2), torch.zeros(2, 2), 1.0), TypeError, "mask has dtype"),
+        (lambda: generic_scaled_masked_softmax("x", None, 1.0), TypeError, "inputs must be a torch.Tensor, got str"),
+        (lambda: generic_scaled_masked_softmax(torch.zeros(1, 1, 2, 2), [1], 1.0), TypeError, "mask must be a torch.T"),
         (lambda: FusedScaleMaskSoftmax(True, True, CAUSAL, True, fill, True, None), RuntimeError, "both True"),
         (lambda: FusedScaleMaskSoftmax(True, False, CAUSAL, True, fill, False, 1.0), RuntimeError, "scale"),
         (lambda: FusedScaleMaskSoftmax(True, False, 2, True, fill, True, None), ValueError, "attn_mask_type is 2"),

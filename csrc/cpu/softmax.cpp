@@ -8,6 +8,7 @@
 #include "../ops/softmax.h"
 
 #include "softmax_backward.h"
+#include "softmax_columns.h"
 #include "softmax_forward.h"
 
 namespace bigmodel::cpu {
@@ -19,5 +20,18 @@ void softmax_forward(const SoftmaxForward& args, Exec exec) {
 void softmax_backward(const SoftmaxBackward& args, Exec exec) { SoftmaxBackwardPass(args, exec).run(); }
 
 int64_t softmax_backward_scratch(int64_t, int64_t, bool, bool, Exec) { return 0; }
+
+void softmax_columns_forward(void* out, const void* input, const SoftmaxColumns& columns, DType dtype, Exec exec) {
+  for_each_strip(columns, dtype, out, 1, exec, [&](const ColumnStrip& strip, int64_t place) {
+    column_kernels(dtype).forward(at(out, dtype, place), at(input, dtype, place), strip);
+  });
+}
+
+void softmax_columns_backward(void* grad, const void* grad_out, const void* out, const SoftmaxColumns& columns,
+                              DType dtype, Exec exec) {
+  for_each_strip(columns, dtype, grad, 2, exec, [&](const ColumnStrip& strip, int64_t place) {
+    column_kernels(dtype).backward(at(grad, dtype, place), at(grad_out, dtype, place), at(out, dtype, place), strip);
+  });
+}
 
 }  // namespace bigmodel::cpu

@@ -4,6 +4,7 @@
 // its sum, then the product with 1 / sum. Keeping a running maximum would save the first of these and pay with a second
 // exp for every step that raises it.
 #include "math.h"
+#include "softmax_columns.isa.h"
 #include "softmax_kernels.h"
 
 namespace bigmodel::cpu::BIGMODEL_ISA {
@@ -135,6 +136,18 @@ void finish(void* out_, const void* e_, const void* factors_, int64_t n, double 
 }
 
 template <class S>
+void finish_streaming(void* out_, const void* e_, int64_t n, double factor) {
+  using T = Compute<S>;
+  auto* out = static_cast<S*>(out_);
+  auto* e = static_cast<const T*>(e_);
+  Pack<T> high = splat(T(factor)), low = splat(T(factor - double(T(factor))));
+  for (int64_t i = 0; i < n; i += kStep<T>) {
+    Pack<T> v = load_whole(e + i);
+    put<true>(out + i, v * high + v * low);
+  }
+}
+
+template <class S>
 void finish_log(void* out_, const void* scores_, int64_t n, double scale_, double peak_, double log_sum_) {
   using T = Compute<S>;
   auto* out = static_cast<S*>(out_);
@@ -179,6 +192,30 @@ void grad_apply(void* grad, const void* grad_out, const void* y, int64_t n, doub
                 Ahead also) {
   ahead.bytes ? grad_apply_of<S, true>(grad, grad_out, y, n, dot, scale, ahead, also)
               : grad_apply_of<S, false>(grad, grad_out, y, n, dot, scale, ahead, also);
+}
+
+template <class S>
+void grad_apply_streaming(void* grad_, const void* grad_out_, const void* y_, int64_t n, int64_t keys, double dot_,
+                          double scale_, Ahead ahead, Ahead also) {
+  using T = Compute<S>;
+  auto* grad = static_cast<S*>(grad_);
+  auto *grad_out = static_cast<const S*>(grad_out_), *y = static_cast<const S*>(y_);
+  Pack<T> dot = splat(T(dot_)), scale = splat(T(scale_));
+  const auto at = [&](int64_t i) __attribute__((always_inline)) {
+    fetch_ahead<T>(ahead, i);
+    fetch_ahead<T>(also, i);
+    return load(y + i) * (load(grad_out + i) - dot) * scale;
+  };
+  int64_t i = 0;
+  for (; i + kStep<T> <= n; i += kStep<T>) put<true>(grad + i, at(i));
+  if (i < n) {
+    constexpr Vec<T> zero{};
+    const Pack<T> v = at(i), lane = lane_numbers<T>();
+    const T rest = T(n - i);
+    put<true>(grad + i, Pack<T>{lane.lo < rest ? v.lo : zero, lane.hi < rest ? v.hi : zero});
+    i += kStep<T>;
+  }
+  for (; i < keys; i += kStep<T>) put<true>(grad + i, Pack<T>{});
 }
 
 template <class S>
@@ -256,9 +293,22 @@ void spread(void* added_, const void* live_, int64_t n) {
 }
 
 template <class S>
-constexpr SoftmaxKernels kernels{kStep<Compute<S>>, peak<S>,     prepare<S>,    exp_sum<S>, finish<S>,
-                                 finish_log<S>,     grad_dot<S>, grad_apply<S>, sum<S>,     grad_log<S>,
-                                 grad_scores<S>,    multiply<S>, dropout<S>,    spread<S>};
+constexpr SoftmaxKernels kernels{kStep<Compute<S>>,
+                                 peak<S>,
+                                 prepare<S>,
+                                 exp_sum<S>,
+                                 finish<S>,
+                                 finish_streaming<S>,
+                                 finish_log<S>,
+                                 grad_dot<S>,
+                                 grad_apply<S>,
+                                 grad_apply_streaming<S>,
+                                 sum<S>,
+                                 grad_log<S>,
+                                 grad_scores<S>,
+                                 multiply<S>,
+                                 dropout<S>,
+                                 spread<S>};
 
 }  // namespace
 

@@ -13,6 +13,7 @@ class SoftmaxBackwardPass : Rows {
   SoftmaxBackwardPass(const SoftmaxBackward& a, Exec exec)
       : Rows(a.rows, a.scores_dtype, exec), a_(a),
         direct_(a.out_dtype == a.scores_dtype && a.rows.softcap == 0 && a.rows.dropout_p == 0 && !a.grad_mask),
+        streaming_(direct_ && !a.rows.log && a.rows.left == kUnlimited && streams(a.grad_scores, a.scores_dtype)),
         shares_(a.grad_sinks ? rows : 0) {}
 
   void run() {
@@ -26,6 +27,7 @@ class SoftmaxBackwardPass : Rows {
           row(current, buffers, nullptr, next.index < last ? &next : nullptr);
           current = next;
         }
+        if (streaming_) store_fence();
       });
     } else {
       run_by_parts();
@@ -82,6 +84,7 @@ class SoftmaxBackwardPass : Rows {
       g = {grad_out(*next, next->first), step_bytes(a_.out_dtype)};
       y = {saved(*next, next->first), step_bytes(a_.out_dtype)};
     }
+    if (streaming_) return kernels.grad_apply_streaming(grad, from.g, from.y, n, r_.keys, d, r_.scale, g, y);
     if (r_.log) kernels.grad_log(grad, from.g, from.y, n, d);
     else kernels.grad_apply(grad, from.g, from.y, n, d, direct_ ? r_.scale : 1, g, y);
     if (direct_) return;
@@ -98,7 +101,7 @@ class SoftmaxBackwardPass : Rows {
 
   void row(const Row& row, Buffers& buffers, char* grad_z, const Row* next) {
     const int64_t parts = parts_of(row.live());
-    clear_around(row);
+    if (!streaming_ || !parts) clear_around(row);
     Source from{};
     double d = 0;
     for (int64_t part = 0; part < parts; ++part) {
@@ -219,7 +222,7 @@ class SoftmaxBackwardPass : Rows {
   }
 
   const SoftmaxBackward& a_;
-  bool direct_;
+  bool direct_, streaming_;
   std::vector<double> shares_;
 };
 

@@ -13,7 +13,9 @@ class SoftmaxForwardPass : Rows {
  public:
   SoftmaxForwardPass(const SoftmaxForward& a, Exec exec)
       : Rows(a.rows, a.scores_dtype, exec), a_(a), dtype_(a.scores_dtype), out_kernels_(kernels_for(a.out_dtype)),
-        adjusts_(a.mask || a.slopes || a.rows.softcap != 0) {}
+        adjusts_(a.mask || a.slopes || a.rows.softcap != 0),
+        streaming_(a.out != a.scores && !a.probs && !a.rows.log && compute_of(a.out_dtype) == compute &&
+                   streams(a.out, a.out_dtype)) {}
 
   void run() {
     if (r_.keys <= kSoftmaxPart || rows >= 4 * threads) {
@@ -24,6 +26,7 @@ class SoftmaxForwardPass : Rows {
           row(current, buffers, next.index < last ? &next : nullptr);
           current = next;
         }
+        if (streaming_) store_fence();
       });
       return;
     }
@@ -159,6 +162,7 @@ class SoftmaxForwardPass : Rows {
   }
 
   void row(const Row& row, Buffers& buffers, const Row* next) const {
+    if (streaming_) return streamed_row(row, buffers, next);
     const int64_t parts = parts_of(row.live());
     Source from{};
     Total total;
@@ -176,6 +180,20 @@ class SoftmaxForwardPass : Rows {
       if (!r_.log) total_of(row, part, from, buffers);
       finish(row, part, from, total, buffers);
     }
+  }
+
+  // The zeros around the live range go through the buffer, so that every line of the row is written as a whole.
+  void streamed_row(const Row& row, Buffers& buffers, const Row* next) const {
+    const Source from = source(row, 0, buffers, next);
+    char* e = at(buffers.e, compute, 0);
+    const double sum =
+        kernels_for(from.dtype)
+            .exp_sum(at(buffers.e, compute, row.first), from.base, row.live(), from.scale, base(from.peak), from.ahead);
+    const Total total = with_sink(row, {from.peak, sum});
+    if (dead(total)) return fill_dead(row, total);
+    std::memset(e, 0, row.first * size_of(compute));
+    std::memset(at(buffers.e, compute, row.last), 0, (r_.keys - row.last) * size_of(compute));
+    out_kernels_.finish_streaming(out_at(row, 0), e, r_.keys, moved(1, from.peak, total.peak) / total.sum);
   }
 
   void finish(const Row& row, int64_t part, const Source& from, const Total& total, Buffers& buffers) const {
@@ -219,7 +237,7 @@ class SoftmaxForwardPass : Rows {
   const SoftmaxForward& a_;
   DType dtype_;
   const SoftmaxKernels& out_kernels_;
-  bool adjusts_;
+  bool adjusts_, streaming_;
 };
 
 }  // namespace

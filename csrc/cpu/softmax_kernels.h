@@ -32,11 +32,16 @@ struct SoftmaxKernels {
   double (*exp_sum)(void* e, const void* scores, int64_t n, double scale, double peak, Ahead ahead);
   // out = e * factor * factors[i], rounded once; factors in T, or null.
   void (*finish)(void* out, const void* e, const void* factors, int64_t n, double factor);
+  // out = e * factor, past the caches; n in whole steps.
+  void (*finish_streaming)(void* out, const void* e, int64_t n, double factor);
   void (*finish_log)(void* out, const void* scores, int64_t n, double scale, double peak, double log_sum);
 
   double (*grad_dot)(const void* grad_out, const void* y, int64_t n);  // the sum of their products
   void (*grad_apply)(void* grad, const void* grad_out, const void* y, int64_t n, double dot, double scale, Ahead ahead,
                      Ahead also);  // y * (grad_out - dot) * scale
+  // The same past the caches, and zeros from n on; `keys` in whole steps.
+  void (*grad_apply_streaming)(void* grad, const void* grad_out, const void* y, int64_t n, int64_t keys, double dot,
+                               double scale, Ahead ahead, Ahead also);
   double (*sum)(const void* values, int64_t n);
   void (*grad_log)(void* grad, const void* grad_out, const void* out, int64_t n, double sum);
   // grad *= scale * (1 - tanh(s * scale / softcap)^2), s and grad of one type S; and scale alone with softcap 0.

@@ -7,6 +7,7 @@
 
 #include "../ops/softmax.h"
 #include "convert.h"
+#include "memory.h"
 #include "parallel.h"
 #include "softmax_kernels.h"
 
@@ -16,6 +17,7 @@ namespace bigmodel::cpu {
 // Matrices of at least this size are not in the second-level cache: the next row is asked for while this one is
 // computed.
 constexpr int64_t kFetchBytes = int64_t(1) << 20;
+constexpr int64_t kStreamingBytes = int64_t(32) << 20;  // of a result that no cache holds
 constexpr int64_t kSoftmaxPart = 65536, kSoftmaxChunk = 2048;
 
 inline DType compute_of(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -45,6 +47,18 @@ inline void gather(void* to, const char* from, int64_t n, int64_t stride, int64_
   else if (size == 2) copy(static_cast<uint16_t*>(to));
   else if (size == 4) copy(static_cast<uint32_t*>(to));
   else copy(static_cast<uint64_t*>(to));
+}
+
+// Scratch of one thread, aligned to a cache line. It keeps what it once had for its next call: given back, it would be
+// mapped again page by page.
+inline char* workspace(int64_t bytes) {
+  static thread_local std::unique_ptr<char[]> kept;
+  static thread_local int64_t kept_bytes = 0;
+  if (bytes + 64 > kept_bytes) {
+    kept.reset(new char[bytes + 64]);
+    kept_bytes = bytes + 64;
+  }
+  return kept.get() + (64 - reinterpret_cast<uintptr_t>(kept.get()) % 64) % 64;
 }
 
 template <class Body>
@@ -92,24 +106,11 @@ class Rows {
     Buffers(const Rows& rows, int64_t n) {
       const int64_t array = ((n + kSlack) * size_of(rows.compute) + 63) / 64 * 64;
       const int64_t chunk_bytes = (kSoftmaxChunk + kSlack) * 8;
-      char* base = workspace(5 * array + 2 * chunk_bytes + 64);
-      base += (64 - reinterpret_cast<uintptr_t>(base) % 64) % 64;
+      char* base = workspace(5 * array + 2 * chunk_bytes);
       void** arrays[] = {&z, &e, &added, &factors, &grad};
       for (void** one : arrays) *one = base, base += array;
       gathered = base;
       chunk = base + chunk_bytes;
-    }
-
-   private:
-    // A thread keeps what it once had for its next call: given back, it would be mapped again page by page.
-    static char* workspace(int64_t bytes) {
-      static thread_local std::unique_ptr<char[]> kept;
-      static thread_local int64_t kept_bytes = 0;
-      if (bytes > kept_bytes) {
-        kept.reset(new char[bytes]);
-        kept_bytes = bytes;
-      }
-      return kept.get();
     }
   };
 
@@ -118,6 +119,14 @@ class Rows {
 
   static const SoftmaxKernels& kernels_for(DType dtype) { return softmax_kernels(dtype); }
   static int64_t step_bytes(DType dtype) { return softmax_kernels(dtype).step * size_of(dtype); }
+
+  // Whether a result of whole rows of `dtype` is stored past the caches, which would read it first: it is larger than
+  // they are, its memory is there, and no cache line is shared.
+  bool streams(const void* base, DType dtype) const {
+    const int64_t bytes = rows * r_.keys * size_of(dtype);
+    return bytes >= kStreamingBytes && r_.keys <= kSoftmaxPart && r_.keys % softmax_kernels(dtype).step == 0 &&
+           r_.keys * size_of(dtype) % 64 == 0 && reinterpret_cast<uintptr_t>(base) % 64 == 0 && resident(base, bytes);
+  }
 
   // What dropout multiplies the keys from `key` on by, in the arithmetic's type.
   const void* dropout_factors(const Row& row, int64_t key, int64_t n, Buffers& buffers) const {

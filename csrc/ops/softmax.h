@@ -81,7 +81,17 @@ struct SoftmaxBackward {
   DType out_dtype, scores_dtype;
 };
 
+// softmax or log_softmax down n elements that lie `inner` apart, of contiguous (outer, n, inner): y and grad_scores as
+// above, of z = scores. One dtype; a column of -inf alone gives NaN.
+struct SoftmaxColumns {
+  int64_t outer, n, inner;
+  bool log;
+};
+
 namespace cpu {
+void softmax_columns_forward(void* out, const void* input, const SoftmaxColumns& columns, DType dtype, Exec exec);
+void softmax_columns_backward(void* grad, const void* grad_out, const void* out, const SoftmaxColumns& columns,
+                              DType dtype, Exec exec);
 void softmax_forward(const SoftmaxForward& args, Exec exec);
 void softmax_backward(const SoftmaxBackward& args, Exec exec);
 // 0: the CPU keeps its partial sums itself.

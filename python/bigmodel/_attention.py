@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bigmodel import _check, _registry, ops
+from bigmodel.ops._softmax_checks import Scores, check_mask, check_options
 
 _SDPA_MASK_DIMS = (2, 4)
 
@@ -31,8 +32,7 @@ class Path(NamedTuple):
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_inputs(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
-    op = "attention"
+def _check_inputs(op: str, query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         _check.tensor(op, name, tensor)
         if tensor.dim() < 2:
@@ -41,13 +41,13 @@ def _check_inputs(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
             raise ValueError(f"{op}: {name} is on device '{tensor.device}', but query is on '{query.device}'.")
         if tensor.dtype is not query.dtype and not torch.is_autocast_enabled(query.device.type):
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but query has {query.dtype}.")
-    _check_flag("enable_gqa", enable_gqa)
+    _check_flag(op, "enable_gqa", enable_gqa)
     if key.shape[-1] != query.shape[-1]:
         raise ValueError(f"{op}: key has head size {key.shape[-1]}, but query has {query.shape[-1]}.")
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"{op}: value has {value.shape[-2]} positions, but key has {key.shape[-2]}.")
     if enable_gqa:
-        _check_groups(query, key, value)
+        _check_groups(op, query, key, value)
         return
     try:
         torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
@@ -58,51 +58,29 @@ def _check_inputs(query: Any, key: Any, value: Any, enable_gqa: Any) -> None:
         ) from None
 
 
-def _check_groups(query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check_groups(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
     if min(query.dim(), key.dim(), value.dim()) < 3:
-        raise ValueError("attention: enable_gqa needs query, key and value of shape (..., heads, length, size).")
+        raise ValueError(f"{op}: enable_gqa needs query, key and value of shape (..., heads, length, size).")
     heads, shared = query.shape[-3], key.shape[-3]
     if value.shape[-3] != shared or not shared or heads % shared:
         raise ValueError(
-            f"attention: with enable_gqa, query has {heads} heads, key {shared} and value {value.shape[-3]}; "
+            f"{op}: with enable_gqa, query has {heads} heads, key {shared} and value {value.shape[-3]}; "
             "key and value must have as many, and query a multiple of it."
         )
 
 
-def _check_flag(name: str, value: Any) -> None:
+def _check_flag(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"attention: {name} must be a bool, got {type(value).__name__}.")
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}.")
 
 
-def _check_mask(attn_mask: Any, query: Tensor, key: Tensor, enable_gqa: bool) -> None:
-    op = "attention"
-    if not isinstance(attn_mask, Tensor):
-        raise TypeError(f"{op}: attn_mask must be a torch.Tensor, got {type(attn_mask).__name__}.")
-    if attn_mask.dtype is not torch.bool and attn_mask.dtype not in _check.DTYPE_CODES:
-        raise TypeError(
-            f"{op}: attn_mask has dtype {attn_mask.dtype}; accepted are bool (True takes part) and, to be added, "
-            f"{_check.SUPPORTED}."
-        )
-    _check.no_wider(op, "attn_mask", attn_mask, query)
-    if attn_mask.device != query.device:
-        raise ValueError(f"{op}: attn_mask is on device '{attn_mask.device}', but query is on '{query.device}'.")
+def _scores(query: Tensor, key: Tensor, enable_gqa: bool) -> Scores:
+    """Of query @ key^T."""
     if enable_gqa:
         heads = (*torch.broadcast_shapes(query.shape[:-3], key.shape[:-3]), query.shape[-3])
     else:
         heads = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    scores = (*heads, query.shape[-2], key.shape[-2])
-    ends = zip(attn_mask.shape[::-1], scores[::-1], strict=False)
-    if attn_mask.dim() > len(scores) or any(own not in (1, size) for own, size in ends):
-        shape = tuple(attn_mask.shape)
-        raise ValueError(f"{op}: attn_mask has shape {shape}, which does not broadcast to the scores' {scores}.")
-
-
-def _check_numbers(dropout_p: Any, scale: Any) -> None:
-    _check.number("attention", "dropout_p", dropout_p)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"attention: dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
-    if scale is not None:
-        _check.number("attention", "scale", scale)
+    return Scores(torch.Size((*heads, query.shape[-2], key.shape[-2])), _product_dtype(query), query.device)
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
@@ -180,9 +158,9 @@ def _fused(
 
 
 def _product_dtype(query: Tensor) -> torch.dtype:
-    """What a matrix product with the queries is taken in: autocast has it in a type of its own."""
+    """What a matrix product with the queries is taken in: autocast has it in a type of its own, but for float64."""
     kind = query.device.type
-    known = query.is_cpu or query.is_cuda
+    known = (query.is_cpu or query.is_cuda) and query.dtype is not torch.float64
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else query.dtype
 
 
@@ -241,7 +219,9 @@ def attention(
         ValueError: a shape, device or number that does not fit.
     """
     options = _options(softcap, sinks, window, alibi_slopes)
-    path = _checked_path(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options)
+    path = _checked_path(
+        "attention", query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
+    )
     if path.name == "sdpa":
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal and query.shape[-2] > 1, scale=scale,
@@ -260,14 +240,17 @@ def _options(softcap: Any, sinks: Any, window: Any, alibi_slopes: Any) -> dict[s
 
 
 def _checked_path(
-    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
+    op, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
 ) -> Path:
-    _check_inputs(query, key, value, enable_gqa)
-    _check_flag("is_causal", is_causal)
-    _check_flag("return_weights", return_weights)
-    _check_numbers(dropout_p, scale)
+    _check_inputs(op, query, key, value, enable_gqa)
+    _check_flag(op, "is_causal", is_causal)
+    _check_flag(op, "return_weights", return_weights)
+    scores = _scores(query, key, enable_gqa)
     if attn_mask is not None:
-        _check_mask(attn_mask, query, key, enable_gqa)
+        check_mask(op, "attn_mask", attn_mask, scores)
+    check_options(
+        op, scores, scale=1.0 if scale is None else scale, mask=None, causal=is_causal, dropout_p=dropout_p, **options
+    )
     return _choose(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, return_weights, options)
 
 
@@ -279,10 +262,13 @@ def explain(
 ) -> Path:  # fmt: skip
     """The path that `attention` takes with these arguments, and why, as (name, reason); nothing is computed.
 
-    Raises what `attention` would raise about the shapes of query, key, value and attn_mask.
+    Raises what `attention` would raise.
     """
     options = _options(softcap, sinks, window, alibi_slopes)
-    return _checked_path(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options)
+    return _checked_path(
+        "attention.explain", query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights,
+        options,
+    )  # fmt: skip
 
 
 attention.explain = explain  # type: ignore[attr-defined]

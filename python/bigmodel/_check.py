@@ -46,7 +46,7 @@ def like(op: str, argument: str, value: Tensor, shape: Sequence[int], what: str,
         raise ValueError(f"{op}: {argument} is on device '{value.device}', but input is on '{device}'.")
 
 
-def no_wider(op: str, argument: str, value: Tensor, scores: Tensor) -> None:
+def no_wider(op: str, argument: str, value: Tensor, scores: Any) -> None:
     """Not float64 beside scores of another dtype, whose arithmetic in float32 would round it."""
     if value.dtype is torch.float64 and scores.dtype is not torch.float64:
         kinds = "float32" if scores.dtype is torch.float32 else f"{scores.dtype} or float32"

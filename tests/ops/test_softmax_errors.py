@@ -27,14 +27,18 @@ CASES = {
     "mask shape": (
         lambda: attention(X, mask=X[..., :4]),
         ValueError,
-        "mask has shape (2, 3, 4, 4), which does not broadcast to scores' (2, 3, 4, 5)",
+        "mask has shape (2, 3, 4, 4), which does not broadcast to the scores' (2, 3, 4, 5)",
     ),
     "mask of more dimensions": (
         lambda: attention(X, mask=X[None]),
         ValueError,
         "mask has shape (1, 2, 3, 4, 5), ",
     ),
-    "mask device": (lambda: attention(X, mask=X.to("meta")), ValueError, "mask is on device 'meta', but scores is on"),
+    "mask device": (
+        lambda: attention(X, mask=X.to("meta")),
+        ValueError,
+        "mask is on device 'meta', but the scores are on",
+    ),
     "float64 mask beside float32 scores": (
         lambda: attention(X, mask=X.double()),
         TypeError,

@@ -151,3 +151,26 @@ def test_in_place_of_dimensions_that_do_not_fold(device):
     expected = torch.softmax(scores, -1)
     assert bigmodel.attention_softmax(scores, inplace=True) is scores
     assert_close(scores, expected)
+
+
+@pytest.mark.parametrize(("dtype", "option"), [(torch.float32, "causal"), (torch.float32, "window"),
+                                               (torch.float32, "mask"), (torch.bfloat16, "causal")])  # fmt: skip
+def test_results_stored_past_the_caches_are_the_same(isa, dtype, option):
+    """As those of 32 MiB are into memory that is there already; four of the heads alone are not."""
+    heads = (32 << 20) // (512 * 512 * dtype.itemsize)
+    scores, grad = (torch.randn(heads, 512, 512).to(dtype) for _ in range(2))
+    mask = torch.rand(512, 512) > 0.5
+    mask[7], mask[:, 300:] = False, False
+    options = {"causal": {"causal": True}, "window": {"window": (100, 50)}, "mask": {"mask": mask}}[option]
+
+    def call(begin, end):
+        sinks = torch.linspace(-1, 1, heads, dtype=dtype)[begin:end] if option == "window" else None
+        leaf = scores[begin:end].clone().requires_grad_()
+        out = bigmodel.attention_softmax(leaf, scale=0.5, sinks=sinks, **options)
+        return out.detach(), *torch.autograd.grad(out, leaf, grad[begin:end])
+
+    call(0, heads)
+    whole = call(0, heads)
+    for begin in (0, heads - 4):
+        for large, small in zip(whole, call(begin, begin + 4), strict=True):
+            assert torch.equal(large[begin : begin + 4], small)

@@ -1,4 +1,5 @@
-"""Cases of the softmax row: attention's scores as a training step has them, plain softmax, and the kernels alone.
+"""Cases of the softmax row: attention's scores as a training step has them, plain softmax over rows and over columns,
+and the kernels alone.
 
 An attention case of rows x keys scores is batch x heads square matrices: causal, or padded (of each sequence of the
 batch its own part is live). Bytes that must move, each tensor once, for n elements of s bytes, of which a share f lies
@@ -24,10 +25,11 @@ from bigmodel.benchmarks import contenders
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal
 from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, Workload
 
-PLAIN, CAUSAL, PADDED = "softmax", "causal_softmax", "padded_softmax"
-LARGE, SMALL = (8192, 4096), (64, 4096)
+PLAIN, COLUMNS, CAUSAL, PADDED = "softmax", "column_softmax", "causal_softmax", "padded_softmax"
+UNMASKED = (PLAIN, COLUMNS)
+LARGE, SQUARE, SMALL = (8192, 4096), (4096, 4096), (64, 4096)
 SHORT_KEYS, LONG_KEYS = (32768, 512), (8192, 2048)  # 64 and 4 matrices
-SWEEP_LENGTHS = tuple(2**k for k in range(8, 16))
+SWEEP_LENGTHS = tuple(2**k for k in range(8, 17))
 SWEEP_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}  # beyond the L2 cache of either: 32 MB and 512 MB in float32
 FLOATS = (torch.float32, torch.bfloat16)
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
@@ -50,7 +52,7 @@ def bytes_moved(op: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) 
 def score_shape(op: str, shape: tuple[int, int]) -> tuple[int, ...]:
     """(batch, heads, queries, keys) of an attention case."""
     rows, keys = shape
-    if op == PLAIN:
+    if op in UNMASKED:
         return shape
     matrices = rows // keys
     batch = 4 if matrices >= 16 else 2
@@ -59,7 +61,7 @@ def score_shape(op: str, shape: tuple[int, int]) -> tuple[int, ...]:
 
 def live_of(op: str, shape: tuple[int, int], device: torch.device) -> Tensor | None:
     """The boolean mask of a case: (keys, keys) causal, (batch, 1, 1, keys) padded, of lengths down to a half."""
-    if op == PLAIN:
+    if op in UNMASKED:
         return None
     batch, _, _, keys = score_shape(op, shape)
     if op == CAUSAL:
@@ -71,9 +73,13 @@ def live_of(op: str, shape: tuple[int, int], device: torch.device) -> Tensor | N
 # --- contenders: each is made of a case's mask, and takes the scores ------------------------------------------------
 
 
+def _dim(op: str) -> int:
+    return 0 if op == COLUMNS else -1
+
+
 def _ours(op: str, live: Tensor | None) -> Callable:
-    if op == PLAIN:
-        return bigmodel.softmax
+    if op in UNMASKED:
+        return partial(bigmodel.softmax, dim=_dim(op))
     if op == CAUSAL:
         return partial(bigmodel.attention_softmax, scale=SCALE, causal=True)
     return partial(bigmodel.attention_softmax, scale=SCALE, mask=live)
@@ -81,7 +87,7 @@ def _ours(op: str, live: Tensor | None) -> Callable:
 
 def _stock(op: str, live: Tensor | None) -> Callable:
     if live is None:
-        return partial(torch.softmax, dim=-1)
+        return partial(torch.softmax, dim=_dim(op))
     excluded = ~live
 
     def call(scores: Tensor) -> Tensor:
@@ -129,14 +135,14 @@ def _build(op: str, mode: str, dtype: torch.dtype, shape: tuple[int, int], devic
     size, live = score_shape(op, shape), live_of(op, shape, device)
     scores, grad = normal(size), normal(size)
     z = scores.double() if live is None else (scores.double() * SCALE).masked_fill_(~live, -torch.inf)
-    y = torch.softmax(z, -1)
+    y = torch.softmax(z, _dim(op))
     del z
     if mode in (FORWARD, FORWARD_KERNEL):
         if mode == FORWARD_KERNEL:
             return Workload(lambda name: _forward_kernel(op, scores, live), [y])
         return Workload(lambda name: contenders.forward(_function(name, op, live), [scores]), [y])
 
-    gradient = y * (grad.double() - (grad.double() * y).sum(-1, keepdim=True))
+    gradient = y * (grad.double() - (grad.double() * y).sum(_dim(op), keepdim=True))
     if live is not None:
         gradient *= SCALE
     if mode == BACKWARD_KERNEL:
@@ -199,6 +205,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
         attention = [(op, size) for size in (SHORT_KEYS, LONG_KEYS) for op in (CAUSAL, PADDED)]
         chosen = [(op, BOTH, dtype, size) for op, size in attention for dtype in FLOATS]
         chosen += [(PLAIN, mode, dtype, size) for size in (LARGE, SMALL) for mode in MODES for dtype in FLOATS]
+        chosen += [(COLUMNS, BOTH, dtype, SQUARE) for dtype in FLOATS]
         kernels = (FORWARD_KERNEL, BACKWARD_KERNEL)
         chosen += [
             (op, mode, dtype, size)

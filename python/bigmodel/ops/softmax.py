@@ -3,123 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _softmax_body, _softmax_columns, _softmax_reference, _softmax_sharding
+from bigmodel.ops import _softmax_body, _softmax_checks, _softmax_columns, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _check_scores(op: str, scores: Any, inplace: bool, out_dtype: torch.dtype | None) -> None:
-    _check.tensor(op, "scores", scores)
-    if scores.dim() < 2:
-        raise ValueError(f"{op}: scores has shape {tuple(scores.shape)}; accepted is (..., heads, queries, keys).")
-    if out_dtype is not None:
-        _check.dtype(op, "out_dtype", out_dtype)
-    if not isinstance(inplace, bool):
-        raise TypeError(f"{op}: inplace must be a bool, got {type(inplace).__name__}.")
-    if not inplace:
-        return
-    if out_dtype not in (None, scores.dtype):
-        raise ValueError(f"{op}: out_dtype is {out_dtype}, but inplace=True writes into scores of {scores.dtype}.")
-    if torch.is_grad_enabled():
-        leaf = scores if torch.compiler.is_compiling() or scores._base is None else scores._base
-        if leaf.requires_grad and leaf.is_leaf:
-            what = "a leaf" if leaf is scores else "a view of a leaf"
-            raise ValueError(
-                f"{op}: scores is {what} that requires grad, which inplace=True would overwrite; pass inplace=False."
-            )
-    if any(stride == 0 and size > 1 for size, stride in zip(scores.shape, scores.stride(), strict=True)):
-        raise ValueError(f"{op}: scores is expanded, so inplace=True would write one element several times.")
-
-
-def _check_mask(op: str, mask: Any, scores: Tensor) -> None:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{op}: mask must be a torch.Tensor, got {type(mask).__name__}.")
-    if mask.dtype is not torch.bool and mask.dtype not in _check.DTYPE_CODES:
-        raise TypeError(
-            f"{op}: mask has dtype {mask.dtype}; accepted are bool (True takes part) and, added, {_check.SUPPORTED}."
-        )
-    _check.no_wider(op, "mask", mask, scores)
-    if mask.layout is not torch.strided or mask.is_nested:
-        raise TypeError(f"{op}: mask must be a dense torch.strided tensor, got a nested one or {mask.layout}.")
-    if mask.device != scores.device:
-        raise ValueError(f"{op}: mask is on device '{mask.device}', but scores is on '{scores.device}'.")
-    ends = scores.shape[scores.dim() - mask.dim() :] if mask.dim() <= scores.dim() else None
-    if ends is None or any(own not in (1, size) for own, size in zip(mask.shape, ends, strict=True)):
-        raise ValueError(
-            f"{op}: mask has shape {tuple(mask.shape)}, which does not broadcast to scores' {tuple(scores.shape)}."
-        )
-
-
-def _check_window(op: str, window: Any) -> tuple[int | None, int | None]:
-    if window is None:
-        return None, None
-    if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise TypeError(f"{op}: window must be a pair (left, right), got {window!r}.")
-    for size in window:
-        if size is not None and (isinstance(size, bool) or not hasattr(size, "__index__")):
-            raise TypeError(f"{op}: window is {tuple(window)}; accepted are two integers or None for no limit.")
-        if size is not None and size < 0:
-            raise ValueError(
-                f"{op}: window is {tuple(window)}; neither side may be negative, and FlashAttention's -1 for no limit "
-                "is None here."
-            )
-    return window[0], window[1]
-
-
-def _check_per_head(op: str, argument: str, value: Any, scores: Tensor) -> None:
-    if scores.dim() < 3:
-        raise ValueError(
-            f"{op}: {argument} needs scores (..., heads, queries, keys), but scores has shape {tuple(scores.shape)}."
-        )
-    _check.like(op, argument, value, (scores.shape[-3],), "one for each head", scores.device)
-    _check.no_wider(op, argument, value, scores)
-
-
-def _check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p) -> Options:
-    _check.number(op, "scale", scale)
-    if mask is not None:
-        _check_mask(op, mask, scores)
-    if not isinstance(causal, bool):
-        raise TypeError(f"{op}: causal must be a bool, got {type(causal).__name__}.")
-    left, right = _check_window(op, window)
-    if causal:
-        right = 0
-    if alibi_slopes is not None:
-        _check_per_head(op, "alibi_slopes", alibi_slopes, scores)
-        if alibi_slopes.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{op}: alibi_slopes requires grad, but there is no gradient to it; pass it detached.")
-    if softcap is not None:
-        _check.number(op, "softcap", softcap)
-        if not softcap > 0:
-            raise ValueError(f"{op}: softcap is {softcap}; it must be greater than 0, or None for no cap.")
-        softcap = float(softcap)
-    if sinks is not None:
-        _check_per_head(op, "sinks", sinks, scores)
-    _check.number(op, "dropout_p", dropout_p)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"{op}: dropout_p is {dropout_p}; it must be at least 0 and less than 1.")
-    return Options(float(scale), left, right, softcap, float(dropout_p))
-
-
-def _check_dim(op: str, input: Any, dim: Any, dtype: Any) -> int:
-    """dim counted from the front."""
-    _check.tensor(op, "input", input)
-    if dtype is not None:
-        _check.dtype(op, "dtype", dtype)
-    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
-        raise TypeError(f"{op}: dim must be an int, got {type(dim).__name__}.")
-    dims = max(input.dim(), 1)
-    if not -dims <= dim < dims:
-        raise ValueError(f"{op}: dim is {dim}; input of shape {tuple(input.shape)} has dims {-dims} to {dims - 1}.")
-    return int(dim) % dims
-
 
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
 
@@ -208,10 +98,12 @@ def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ..
 def _register_attention():
     def forward(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
         op = "attention_softmax_forward"
-        _check_scores(op, scores, False, out_dtype)
+        _softmax_checks.check_scores(op, scores, False, out_dtype)
         with torch.no_grad():
             window = (left, right)
-            options = _check_options(op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p)
+            options = _softmax_checks.check_options(
+                op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p
+            )
         return _present(_softmax_body.forward(scores, mask, alibi_slopes, sinks, seed, options, out_dtype), scores)
 
     def forward_fake(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
@@ -356,8 +248,10 @@ def attention_softmax(
         ValueError: a shape, device or number that does not fit; inplace with a leaf that requires grad.
     """
     op = "attention_softmax"
-    _check_scores(op, scores, inplace, out_dtype)
-    options = _check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p)
+    _softmax_checks.check_scores(op, scores, inplace, out_dtype)
+    options = _softmax_checks.check_options(
+        op, scores, scale, mask, causal, window, alibi_slopes, softcap, sinks, dropout_p
+    )
     if out_dtype is None:
         out_dtype = scores.dtype if inplace else _registry.autocast_dtype(scores)
     tensors = (scores, mask, alibi_slopes, sinks, _seed(scores, dropout_p))
@@ -385,7 +279,7 @@ def _seed(scores: Tensor, dropout_p: float) -> Tensor | None:
 def _softmax(op: str, log: bool, input: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
     if dtype is None and dim == -1 and isinstance(input, Tensor) and _plain(input):
         return _direct(input, log, input.dtype)
-    dim = _check_dim(op, input, dim, dtype)
+    dim = _softmax_checks.check_dim(op, input, dim, dtype)
     if input.dim() == 0 or any(size != 1 for size in input.shape[dim + 1 :]):
         return _softmax_columns.softmax(input, dim, log, dtype)
     if dtype is None:
@@ -429,8 +323,8 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
         dim: the dimension to sum over. Unless it is the last one, or only sizes of 1 come after it, its elements lie
-            apart, and torch's own kernel for columns runs, whose last bits on a CPU follow the thread count; a CPU's
-            large results are in memory kept between calls.
+            apart. On a CPU a kernel for columns runs; torch's does on CUDA and where fewer than 16 columns lie side by
+            side, and a CPU's last bits follow the thread count there.
         dtype: input is converted to it before anything else, and the result has it; None for input's (float32 under
             CUDA autocast, as in torch).
 

@@ -48,7 +48,10 @@ def _taking_part(name: str, mask: Tensor | None) -> Tensor | None:
     return ~mask if mask.dtype is torch.bool else mask != 1
 
 
-def _check_dims(name: str, inputs: Tensor) -> None:
+def _check(name: str, inputs: Tensor, mask: Tensor | None = None) -> None:
+    for argument, value in (("inputs", inputs), ("mask", mask)):
+        if not isinstance(value, Tensor) and not (argument == "mask" and value is None):
+            raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(value).__name__}.")
     if inputs.dim() != 4:
         raise ValueError(f"{name}: inputs has shape {tuple(inputs.shape)}; accepted is (batch, heads, queries, keys).")
 
@@ -87,13 +90,13 @@ class ScaledSoftmax(_Function):
 
 def scaled_upper_triang_masked_softmax(inputs: Tensor, _: object, scale: float) -> Tensor:
     """Causal, aligned at the bottom right where queries != keys; the second argument is not read, as in apex."""
-    _check_dims("scaled_upper_triang_masked_softmax", inputs)
+    _check("scaled_upper_triang_masked_softmax", inputs)
     return ScaledUpperTriangMaskedSoftmax.apply(*_cast_if_autocast_enabled(inputs, scale))
 
 
 def scaled_masked_softmax(inputs: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """With a mask, or with None for none."""
-    _check_dims("scaled_masked_softmax", inputs)
+    _check("scaled_masked_softmax", inputs, mask)
     if mask is None:
         return ScaledSoftmax.apply(*_cast_if_autocast_enabled(inputs, scale))
     return ScaledMaskedSoftmax.apply(*_cast_if_autocast_enabled(inputs, mask, scale))
@@ -101,7 +104,7 @@ def scaled_masked_softmax(inputs: Tensor, mask: Tensor | None, scale: float) -> 
 
 def generic_scaled_masked_softmax(inputs: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """The same as `scaled_masked_softmax`, which here has no limits of size either."""
-    _check_dims("generic_scaled_masked_softmax", inputs)
+    _check("generic_scaled_masked_softmax", inputs, mask)
     return GenericScaledMaskedSoftmax.apply(*_cast_if_autocast_enabled(inputs, mask, scale))
 
 
@@ -150,7 +153,7 @@ class FusedScaleMaskSoftmax(torch.nn.Module):
         self.scale = scale
 
     def forward(self, input: Tensor, mask: Tensor | None) -> Tensor:
-        _check_dims("FusedScaleMaskSoftmax", input)
+        _check("FusedScaleMaskSoftmax", input, mask)
         if self.is_kernel_available(mask, *input.shape):
             return self.forward_fused_softmax(input, mask)
         return self.forward_torch_softmax(input, mask)
