@@ -33,6 +33,11 @@ PYBIND11_MODULE(_C, m) {
   cpu.def("choose_isa", &cpu::choose_isa, py::arg("name"));
 
   m.def("describe_tensors", &bind::describe_tensors);
+  m.def("read_addresses", &bind::read_addresses);
+  m.def("flatten", &bind::flatten);
+  m.def("any_negative", &bind::any_negative);
+  m.def("same_items", &bind::same_items);
+  m.def("gradients_as_before", &bind::gradients_as_before);
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;
   m.attr("compiler") = BIGMODEL_COMPILER;

@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string_view>
 #include <vector>
 
 namespace bigmodel::bind {
@@ -27,28 +28,120 @@ struct DLPackExchangeAPI {
   void* current_stream;
 };
 
-// Everything about the tensors of several lists that a table depends on, as bytes to compare; None stands for itself.
-inline pybind11::bytes describe_tensors(pybind11::capsule api_capsule, pybind11::tuple lists) {
-  const auto* api = api_capsule.get_pointer<DLPackExchangeAPI>();
+// Goes over the tensors of several lists: word(w) for everything that a table's checks depend on, which is all but the
+// addresses, and address(list, row, a) for those. None is a word of its own. False as soon as word() is.
+template <class Word, class Address>
+bool visit_tensors(pybind11::capsule capsule, pybind11::tuple lists, Word word, Address address) {
+  const auto* api = capsule.get_pointer<DLPackExchangeAPI>();
   if (api->major != 1 || !api->tensor_from_object) throw pybind11::type_error("unknown version of DLPack");
-  std::vector<int64_t> words;
-  for (pybind11::handle tensors : lists) {
-    words.push_back(int64_t(pybind11::len(tensors)));
-    for (pybind11::handle object : tensors) {
-      if (object.is_none()) {
-        words.push_back(-1);
+  for (size_t place = 0; place < lists.size(); ++place) {
+    const auto list = pybind11::reinterpret_steal<pybind11::object>(
+        PySequence_Fast(pybind11::object(lists[place]).ptr(), "tensors must be in a sequence"));
+    if (!list) throw pybind11::error_already_set();
+    const Py_ssize_t rows = PySequence_Fast_GET_SIZE(list.ptr());
+    if (!word(rows)) return false;
+    for (Py_ssize_t row = 0; row < rows; ++row) {
+      PyObject* object = PySequence_Fast_GET_ITEM(list.ptr(), row);
+      if (object == Py_None) {
+        if (!word(-1)) return false;
         continue;
       }
       DLTensor tensor;
-      if (api->tensor_from_object(object.ptr(), &tensor)) throw pybind11::error_already_set();
-      words.push_back(reinterpret_cast<int64_t>(tensor.data) + int64_t(tensor.byte_offset));
-      words.push_back(int64_t(tensor.dtype_code) << 56 | int64_t(tensor.dtype_bits) << 48 |
-                      int64_t(tensor.device_type) << 32 | int64_t(tensor.device_id) << 8 | tensor.ndim);
-      words.insert(words.end(), tensor.shape, tensor.shape + tensor.ndim);
-      words.insert(words.end(), tensor.strides, tensor.strides + tensor.ndim);
+      if (api->tensor_from_object(object, &tensor)) throw pybind11::error_already_set();
+      if (!word(int64_t(tensor.dtype_code) << 56 | int64_t(tensor.dtype_bits) << 48 |
+                int64_t(tensor.device_type) << 32 | int64_t(tensor.device_id) << 8 | tensor.ndim))
+        return false;
+      for (int d = 0; d < tensor.ndim; ++d)
+        if (!word(tensor.shape[d]) || !word(tensor.strides[d])) return false;
+      address(place, row, reinterpret_cast<int64_t>(tensor.data) + int64_t(tensor.byte_offset));
     }
   }
+  return true;
+}
+
+// Dtype, device, shape and strides of all tensors, as bytes that `read_addresses` compares.
+inline pybind11::bytes describe_tensors(pybind11::capsule api, pybind11::tuple lists) {
+  std::vector<int64_t> words;
+  visit_tensors(api, lists, [&](int64_t w) { return words.push_back(w), true; }, [](size_t, Py_ssize_t, int64_t) {});
   return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(int64_t)};
+}
+
+// Writes the tensors' addresses into the columns of their table (table.h). False, with only some of them written, where
+// the tensors are not as described.
+inline bool read_addresses(pybind11::capsule api, pybind11::tuple lists, pybind11::bytes described, uintptr_t table,
+                           int64_t rows) {
+  const std::string_view bytes = described;
+  const auto* next = reinterpret_cast<const int64_t*>(bytes.data());
+  const auto* const end = next + bytes.size() / sizeof(int64_t);
+  auto* const columns = reinterpret_cast<int64_t*>(table) + 2 * rows;
+  return visit_tensors(
+             api, lists, [&](int64_t w) { return next != end && *next++ == w; },
+             [&](size_t list, Py_ssize_t row, int64_t address) { columns[list * rows + row] = address; }) &&
+         next == end;
+}
+
+// All tensors of several lists in one, without the Nones.
+inline pybind11::list flatten(pybind11::tuple lists) {
+  pybind11::list all;
+  for (pybind11::handle tensors : lists)
+    for (pybind11::handle object : tensors)
+      if (!object.is_none()) all.append(object);
+  return all;
+}
+
+// Whether torch.Tensor.is_neg, the first argument, is true of one of the tensors.
+inline bool any_negative(pybind11::object is_neg, pybind11::tuple lists) {
+  for (pybind11::handle tensors : lists)
+    for (pybind11::handle tensor : tensors)
+      if (auto negative =
+              pybind11::reinterpret_steal<pybind11::object>(PyObject_CallOneArg(is_neg.ptr(), tensor.ptr()));
+          !negative)
+        throw pybind11::error_already_set();
+      else if (negative.ptr() == Py_True) return true;
+  return false;
+}
+
+// Whether a dictionary has these very keys and values, in this order.
+inline bool same_items(pybind11::dict dict, pybind11::list keys, pybind11::list values) {
+  if (dict.size() != keys.size()) return false;
+  PyObject *key, *value;
+  Py_ssize_t at = 0;
+  for (Py_ssize_t i = 0; PyDict_Next(dict.ptr(), &at, &key, &value); ++i)
+    if (key != PyList_GET_ITEM(keys.ptr(), i) || value != PyList_GET_ITEM(values.ptr(), i)) return false;
+  return true;
+}
+
+// The gradients of parameters, or None where one has none or is of another class than `classes`, and where anything
+// else is another object than before: row i had the parameter before[i] and the state states[i], of sizes[i] entries,
+// among them columns[c][i] (or None) under names[c].
+inline pybind11::object gradients_as_before(pybind11::list params, pybind11::tuple classes, pybind11::list before,
+                                            pybind11::list states, pybind11::list sizes, pybind11::tuple names,
+                                            pybind11::tuple columns) {
+  auto plain = [&](PyObject* object) {
+    for (pybind11::handle kind : classes)
+      if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == kind.ptr()) return true;
+    return false;
+  };
+  const pybind11::str name("grad");
+  const size_t rows = params.size();
+  if (before.size() != rows) return pybind11::none();
+  pybind11::list grads(rows);
+  for (size_t row = 0; row < rows; ++row) {
+    PyObject* param = PyList_GET_ITEM(params.ptr(), row);
+    PyObject* state = PyList_GET_ITEM(states.ptr(), row);
+    if (param != PyList_GET_ITEM(before.ptr(), row) || !plain(param)) return pybind11::none();
+    if (PyDict_Size(state) != PyLong_AsSsize_t(PyList_GET_ITEM(sizes.ptr(), row))) return pybind11::none();
+    for (size_t c = 0; c < names.size(); ++c) {
+      PyObject* value = PyDict_GetItemWithError(state, PyTuple_GET_ITEM(names.ptr(), c));
+      if ((value ? value : Py_None) != PyList_GET_ITEM(PyTuple_GET_ITEM(columns.ptr(), c), row))
+        return pybind11::none();
+    }
+    auto grad = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(param, name.ptr()));
+    if (!grad) throw pybind11::error_already_set();
+    if (!plain(grad.ptr())) return pybind11::none();
+    PyList_SET_ITEM(grads.ptr(), row, grad.release().ptr());
+  }
+  return grads;
 }
 
 }  // namespace bigmodel::bind

@@ -23,7 +23,7 @@ def direct(*lists: Sequence[Tensor]) -> bool:
     if not _registry.direct([tensors[0] for tensors in lists if tensors]):
         return False
     try:
-        return not any(any(map(Tensor.is_neg, tensors)) for tensors in lists)
+        return not _registry._C.any_negative(Tensor.is_neg, lists)
     except TypeError:
         return True  # no tensor: what builds the table says which
 
@@ -75,5 +75,4 @@ def scratch(table: Table, native: Any) -> int:
 
 def wrote(*lists: Tensors) -> None:
     """Bumps the version counters of every tensor, so that autograd knows what it saved has changed."""
-    changed: list[Any] = [tensor for tensors in lists for tensor in tensors if tensor is not None]
-    torch.autograd.graph.increment_version(changed)
+    torch.autograd.graph.increment_version(_registry._C.flatten(lists))

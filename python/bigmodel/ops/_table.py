@@ -1,8 +1,8 @@
 """Tables of tensors for the multi-tensor ops, as csrc/table.h describes them.
 
-A call reads the address, dtype, size and strides of every tensor anew, and compares them with those that its table was
-built from: whatever has moved them (load_state_dict, `.to()`, `p.data =`, FSDP, a new gradient at a freed address)
-makes a new table, and only then are they checked.
+A call reads the address, dtype, device, size and strides of every tensor anew, since anything may have moved them
+(load_state_dict, `.to()`, `p.data =`, FSDP, a new gradient at a freed address). Addresses go into the table as they
+are; where anything else differs, all tensors are checked again and the table is built anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bigmodel._native import DTYPE_CODES
 QUANT_BLOCK = 256
 _QUANTISED = 4
 _FORMATS = {**DTYPE_CODES, torch.uint8: _QUANTISED}
-_describe_tensors = _native.load().describe_tensors
+_C = _native.load()
 _DLPACK = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # since torch 2.10
 
 Tensors = Sequence[Tensor | None]
@@ -59,36 +59,84 @@ class Table:
 
 
 class TableCache:
-    """Holds the last table of one caller, say of one parameter group, for as long as nothing in it moves."""
+    """Holds the last table of one caller, say of one parameter group, for as long as its tensors are of one kind."""
 
-    __slots__ = ("_key", "_table")
+    __slots__ = ("_described", "_names", "_table")
 
     def __init__(self) -> None:
-        self._key: Any = None
+        self._names: tuple[str, ...] = ()
+        self._described: Any = None
         self._table: Table | None = None
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
-        key = _describe(tuple(stream.tensors for stream in streams))
-        if self._table is None or key is None or key != self._key:
-            self._key = self._table = None
+        lists = {stream.name: stream.tensors for stream in streams}
+        table = self.refreshed(lists)
+        if table is None:
+            self._described = self._table = None
             table = build(op, streams)
             if not table._copies:  # a copy of a gradient holds the values of this call only
-                self._key, self._table = key, table
-            return table
+                self._names = tuple(lists)
+                self._described, self._table = _describe(tuple(lists.values())), table
+        return table
+
+    def refreshed(self, lists: dict[str, Tensors]) -> Table | None:
+        """The table with the addresses that the tensors have now; None if it has to be built.
+
+        Args:
+            lists: the tensors of each stream by its name; a stream that is not there is empty.
+        """
+        table, self._table = self._table, None
+        if table is None or self._described is None:
+            return None
+        if not _read_addresses(tuple([lists.get(name, ()) for name in self._names]), self._described, table):
+            return None
+        self._table = table
+        return table
+
+
+class Refreshed(TableCache):
+    """A table that has been read anew for the one call that it is given to."""
+
+    __slots__ = ()
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self._table = table
+
+    def get(self, op: str, streams: Sequence[Stream]) -> Table:
+        assert self._table is not None
         return self._table
 
 
 def _describe(lists: tuple[Tensors, ...]) -> Any:
-    """Address, dtype, device, size and strides of every tensor, to be compared; None if `build` will refuse one."""
+    """All that `build` looks at but the addresses, to be compared; None where tensors cannot be described."""
     try:
         if _DLPACK is not None:
-            return _describe_tensors(_DLPACK, lists)
-        return [
-            [None if t is None else (t.data_ptr(), t.dtype, t.get_device(), t.size(), t.stride()) for t in tensors]
-            for tensors in lists
-        ]
+            return _C.describe_tensors(_DLPACK, lists)
+        return [[None if t is None else _attributes(t) for t in tensors] for tensors in lists]
     except (AttributeError, BufferError, RuntimeError, TypeError):
         return None
+
+
+def _attributes(tensor: Tensor) -> tuple:
+    return tensor.dtype, tensor.get_device(), tensor.size(), tensor.stride()
+
+
+def _read_addresses(lists: tuple[Tensors, ...], described: Any, table: Table) -> bool:
+    """Whether the tensors are as described; then the table has their addresses."""
+    try:
+        if _DLPACK is not None:
+            return _C.read_addresses(_DLPACK, lists, described, table.pointer, table.rows)
+        if _describe(lists) != described:
+            return False
+        for place, tensors in enumerate(lists):
+            if tensors:
+                start = (2 + place) * table.rows
+                addresses = [0 if t is None else t.data_ptr() for t in tensors]
+                table._values[start : start + table.rows] = array("q", addresses)
+        return True
+    except (AttributeError, BufferError, RuntimeError, TypeError):
+        return False
 
 
 def build(op: str, streams: Sequence[Stream]) -> Table:

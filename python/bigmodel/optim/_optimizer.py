@@ -5,64 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigmodel import _check
+from bigmodel import _check, _registry
 from bigmodel.ops import grad_clip
 from bigmodel.ops._table import TableCache
-from bigmodel.optim import _state, _total
-from bigmodel.optim._distributed import (
-    Spread,
-    all_plain,
-    device_of,
-    is_dtensor,
-    local,
-    local_gradient,
-    spread_of,
-    whole,
-)
+from bigmodel.optim import _batches, _state, _total
+from bigmodel.optim._batches import Batch, Rows
+from bigmodel.optim._distributed import all_plain, device_of, is_dtensor, spread_of, whole
 
-_layout, _device_index = attrgetter("layout"), Tensor.get_device
 _NO_STATE: dict[str, Any] = {}
 # Settings of groups that torch has not and some optimizers here have.
 EXTRAS = ("ema_decay", "state_dtype", "master_weights", "stochastic_rounding")
-
-
-class Batch(NamedTuple):
-    """Parameters of one group with gradients, on one device and spread in one way: one call of the op.
-
-    Attributes:
-        key: tells the batches of an optimizer apart.
-        owners: the parameters, as they are in the group.
-        params, grads: their local parts.
-        states: of the parameters, in their order.
-    """
-
-    key: tuple[int, torch.device, Spread | None]
-    group: dict[str, Any]
-    owners: Sequence[Tensor]
-    params: Sequence[Tensor]
-    grads: Sequence[Tensor]
-    states: list[dict[str, Any]]
-
-
-class Rows:
-    """What is kept between steps for a batch: its table, and for which states it is known that nothing is missing."""
-
-    __slots__ = ("cache", "settings", "sizes", "states", "versions")
-
-    def __init__(self) -> None:
-        self.cache = TableCache()
-        self.states: list[dict[str, Any]] = []
-        self.sizes: list[int] = []
-        self.settings: Any = None
-        self.versions: list[int] | None = None
 
 
 class Control(NamedTuple):
@@ -117,6 +76,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _fresh(self) -> None:
         self._rows: dict[Any, Rows] = defaultdict(Rows)
+        self._whole: dict[int, Rows] = {}  # of groups that were one batch in the last step
+        self._seen: tuple[list, list] = [], []  # keys and values of `state` in the last step
         self._totals: dict[Any, TableCache] = {}
         self._started = False
         self.__dict__.setdefault("grad_norm", None)
@@ -188,7 +149,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._started = True
         control = self._control(parts, batches)
         for batch in batches:
-            self._update(batch, control.on(batch.key[1]))
+            rows = self._ready(batch)
+            self._update(batch, rows, batch.cache or rows.cache, control.on(batch.key[1]))
+            if batch.params is not batch.owners:
+                torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])
         self._update_idle(idle, control)
         return loss
 
@@ -200,7 +164,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         batches: list[Batch] = []
         idle: list[tuple[dict, Tensor]] = []
         sharded: list[Tensor] = []
+        seen = _registry._C.same_items(self.state, *self._seen)
         for index, group in enumerate(self.param_groups):
+            rows = self._whole.pop(index, None)
+            if seen and rows is not None and (batch := rows.as_before(group, self._settings(group))) is not None:
+                self._whole[index] = rows
+                batches.append(batch)
+                continue
             params = group["params"]
             if not all_plain(params):
                 sharded += [p for p in params if p.requires_grad and is_dtensor(p)]
@@ -211,24 +181,15 @@ class FusedOptimizer(torch.optim.Optimizer):
                 grads = [g for g in grads if g is not None]
             if not params:
                 continue
-            if set(map(_layout, grads)) != {torch.strided}:
+            if not _batches.strided(grads):
                 raise RuntimeError(self._sparse_message())
             states = [self.state[p] for p in params] if self._stateful(group) else [_NO_STATE] * len(params)
-            if all_plain(params) and all_plain(grads) and len(set(map(_device_index, params))) == 1:
+            if _batches.one_device(params, grads):
                 batches.append(Batch((index, params[0].device, None), group, params, params, grads, states))
             else:
-                batches += self._split(index, group, params, grads, states)
+                batches += _batches.split(index, group, params, grads, states)
+        self._seen = list(self.state), list(self.state.values())
         return batches, idle, sharded
-
-    @staticmethod
-    def _split(index: int, group: dict, params: list, grads: list, states: list) -> list[Batch]:
-        split: dict[Any, tuple[list, list, list, list]] = {}
-        for param, grad, state in zip(params, grads, states, strict=True):
-            key = (index, device_of(param), spread_of(param))
-            row = (param, local(param), local_gradient(param, grad), state)
-            for column, value in zip(split.setdefault(key, ([], [], [], [])), row, strict=True):
-                column.append(value)
-        return [Batch(key, group, *columns) for key, columns in split.items()]
 
     def _sparse_message(self) -> str:
         name = type(self).__name__
@@ -287,8 +248,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- what a subclass does -------------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
-        """One call of the op."""
+    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+        """One call of the op, on `rows.columns`."""
         raise NotImplementedError
 
     def _update_idle(self, idle: list[tuple[dict, Tensor]], control: Control) -> None:
@@ -298,24 +259,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether parameters of the group have a state."""
         return True
 
-    def _settings(self, batch: Batch) -> Any:
-        """What `_complete` depends on besides the state."""
+    def _columns(self, group: dict[str, Any]) -> dict[str, str]:
+        """Under which key a state has what the op takes in which argument."""
+        raise NotImplementedError
+
+    def _settings(self, group: dict[str, Any]) -> Any:
+        """What `_complete` and `_columns` depend on beside states and parameters."""
 
     def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Adds what the state of a parameter lacks, and brings what it has into the format that the group asks for."""
 
     def _ready(self, batch: Batch) -> Rows:
         """The rows of a batch whose states are complete."""
-        rows, settings = self._rows[batch.key], (self._settings(batch), list(map(Tensor.stride, batch.params)))
-        if (
-            rows.settings != settings
-            or list(map(id, rows.states)) != list(map(id, batch.states))
-            or rows.sizes != list(map(len, batch.states))
-        ):
-            for param, state in zip(batch.owners, batch.states, strict=True):
-                self._complete(param, state, batch.group)
-            rows.states, rows.settings, rows.versions = batch.states, settings, None
-            rows.sizes = list(map(len, batch.states))
+        rows = self._rows[batch.key]
+        if batch.cache is None:
+            settings = self._settings(batch.group)
+            if not rows.complete(settings, batch):
+                for param, state in zip(batch.owners, batch.states, strict=True):
+                    self._complete(param, state, batch.group)
+                rows.completed(settings, batch)
+            rows.read(batch, self._columns(batch.group))
+            if batch.whole:
+                self._whole[batch.key[0]] = rows
         return rows
 
     # --- checkpoints ----------------------------------------------------------------------------------------------

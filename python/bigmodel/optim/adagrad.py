@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from bigmodel.ops import adagrad_
+from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
-from bigmodel.optim._distributed import is_dtensor, local
-from bigmodel.optim._optimizer import Batch, FusedOptimizer
+from bigmodel.optim._batches import Batch, Rows
+from bigmodel.optim._distributed import local
+from bigmodel.optim._optimizer import FusedOptimizer
 
 
 class Adagrad(FusedOptimizer, torch.optim.Adagrad):
@@ -45,20 +47,20 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
         state["step"] = torch.as_tensor(step, dtype=torch.float32).to(local(param).device)
         _state.conform(state, "sum", param, _state.wide(param), group["initial_accumulator_value"])
 
-    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
-        rows, group = self._ready(batch), batch.group
+    def _columns(self, group: dict[str, Any]) -> dict[str, str]:
+        return {"sums": "sum", "steps": "step"}
+
+    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+        group = batch.group
         adagrad_(
             batch.params,
             batch.grads,
-            [local(state["sum"]) for state in batch.states],
-            [state["step"] for state in batch.states],
+            **rows.columns,
             lr=group["lr"],
             lr_decay=group["lr_decay"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
-            cache=rows.cache,
+            cache=cache,
             **control,
         )
-        if batch.params is not batch.owners:
-            torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])

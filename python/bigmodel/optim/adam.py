@@ -12,9 +12,11 @@ from torch import Tensor
 
 from bigmodel import _check
 from bigmodel.ops import adam_
+from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
+from bigmodel.optim._batches import Batch, Rows
 from bigmodel.optim._distributed import is_dtensor, local
-from bigmodel.optim._optimizer import EXTRAS, Batch, Control, FusedOptimizer, Rows
+from bigmodel.optim._optimizer import EXTRAS, Control, FusedOptimizer
 
 _ARGUMENTS = """
     Args:
@@ -88,10 +90,21 @@ class _Adam(FusedOptimizer):
         """What steps are counted from; from infinity there is no bias correction."""
         return 0.0
 
-    def _settings(self, batch: Batch) -> Any:
-        get = batch.group.get
-        masters = get("master_weights") and [p.dtype for p in batch.params]
-        return batch.group["amsgrad"], get("ema_decay") is None, get("state_dtype"), masters
+    def _settings(self, group: dict[str, Any]) -> Any:
+        get = group.get
+        return group["amsgrad"], get("ema_decay") is None, get("state_dtype"), bool(get("master_weights"))
+
+    def _columns(self, group: dict[str, Any]) -> dict[str, str]:
+        names = {"exp_avgs": "exp_avg", "exp_avg_sqs": "exp_avg_sq", "steps": "step"}
+        if group["amsgrad"]:
+            names["max_exp_avg_sqs"] = "max_exp_avg_sq"
+        if group.get("ema_decay") is not None:
+            names["emas"] = "ema"
+        if group.get("master_weights"):
+            names["masters"] = "master"
+        if group.get("state_dtype") == "8bit":
+            names.update(exp_avg_scales="exp_avg_scale", exp_avg_sq_scales="exp_avg_sq_scale")
+        return names
 
     def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if "step" not in state:
@@ -132,36 +145,18 @@ class _Adam(FusedOptimizer):
             if master is not None and (rows.versions is None or rows.versions[row] != versions[row]):
                 master.copy_(torch.where(master.to(param.dtype) == param, master, param))
 
-    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
-        rows, group, states = self._ready(batch), batch.group, batch.states
+    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+        group, masters = batch.group, rows.columns.get("masters")
         get = group.get
-        whole = batch.params is batch.owners  # no DTensors
-        lists: dict[str, Any] = {}
-        for argument, name, used in (
-            ("exp_avgs", "exp_avg", True),
-            ("exp_avg_sqs", "exp_avg_sq", True),
-            ("steps", "step", True),
-            ("max_exp_avg_sqs", "max_exp_avg_sq", group["amsgrad"]),
-            ("emas", "ema", get("ema_decay") is not None),
-        ):
-            if used:
-                lists[argument] = [state[name] for state in states]
-        if get("master_weights"):
-            lists["masters"] = [state.get("master") for state in states]
-        if get("state_dtype") == "8bit":
-            lists["exp_avg_scales"] = [state.get("exp_avg_scale") for state in states]
-            lists["exp_avg_sq_scales"] = [state.get("exp_avg_sq_scale") for state in states]
-        if not whole:
-            lists = {name: [None if t is None else local(t) for t in column] for name, column in lists.items()}
-        if "masters" in lists:
-            self._follow_writes(batch, rows, lists["masters"])
+        if masters:
+            self._follow_writes(batch, rows, masters)
         index, _, spread = batch.key
         seed = (index << 32) + (spread.part if spread is not None else 0) if get("stochastic_rounding") else None
         beta1, beta2 = group["betas"]
         adam_(
             batch.params,
             batch.grads,
-            **lists,
+            **rows.columns,
             lr=group["lr"],
             beta1=_number("beta1", beta1),
             beta2=_number("beta2", beta2),
@@ -171,13 +166,11 @@ class _Adam(FusedOptimizer):
             maximize=group["maximize"],
             ema_decay=get("ema_decay") or 0.0,
             seed=seed,
-            cache=rows.cache,
+            cache=cache,
             **control,
         )
-        if "masters" in lists:
+        if masters:
             rows.versions = [p._version for p in batch.params]
-        if not whole:
-            torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])
 
     # --- the average of the weights -------------------------------------------------------------------------------
 

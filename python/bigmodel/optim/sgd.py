@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from bigmodel.ops import sgd_
+from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
-from bigmodel.optim._distributed import is_dtensor, local
-from bigmodel.optim._optimizer import Batch, FusedOptimizer
+from bigmodel.optim._batches import Batch, Rows
+from bigmodel.optim._distributed import local
+from bigmodel.optim._optimizer import FusedOptimizer
 
 
 class SGD(FusedOptimizer, torch.optim.SGD):
@@ -43,8 +45,14 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     def _stateful(self, group: dict[str, Any]) -> bool:
         return group["momentum"] != 0
 
-    def _settings(self, batch: Batch) -> Any:
-        return batch.group["momentum"] != 0, batch.group["dampening"] != 0
+    def _settings(self, group: dict[str, Any]) -> Any:
+        return group["momentum"] != 0, group["dampening"] != 0
+
+    def _columns(self, group: dict[str, Any]) -> dict[str, str]:
+        if group["momentum"] == 0:
+            return {}
+        names = {"momentum_buffers": "momentum_buffer"}
+        return {**names, "started": "started"} if group["dampening"] != 0 else names
 
     def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if group["momentum"] == 0:
@@ -54,26 +62,18 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         if group["dampening"] != 0 and "started" not in state:
             state["started"] = torch.full((), float(began), dtype=torch.float32, device=local(param).device)
 
-    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
-        rows, group = self._ready(batch), batch.group
-        buffers, started = [], []
-        if group["momentum"] != 0:
-            buffers = [local(state["momentum_buffer"]) for state in batch.states]
-            if group["dampening"] != 0:
-                started = [state["started"] for state in batch.states]
+    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+        group = batch.group
         sgd_(
             batch.params,
             batch.grads,
-            buffers,
-            started,
+            **rows.columns,
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
             weight_decay=float(group["weight_decay"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            cache=rows.cache,
+            cache=cache,
             **control,
         )
-        if batch.params is not batch.owners:
-            torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])
