@@ -168,10 +168,10 @@ __global__ void __launch_bounds__(kThreads, 2) softmax_forward_any(const Softmax
       else z[e] = finish.inverse * exponential(z[e] - base);
     }
     if (a.probs) {
-      store_any(a.probs, a.out_dtype, index * a.rows.keys + col, z, count);
+      store_any<true>(a.probs, a.out_dtype, index * a.rows.keys + col, z, count);
       drop(z, a.rows, index, col);
     }
-    store_any(a.out, a.out_dtype, out + col, z, count);
+    store_any<true>(a.out, a.out_dtype, out + col, z, count);
   }
 }
 
