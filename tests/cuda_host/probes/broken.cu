@@ -27,9 +27,9 @@ __global__ void writes_before_the_beginning(float* out, const float* in, int n) 
 }
 
 __global__ void misaligned_in_shared(float* out, const float* in, int n) {
-  __shared__ float4 slot[32];
-  float* const from = reinterpret_cast<float*>(slot) + 2 * threadIdx.x + 1;
-  *reinterpret_cast<float2*>(from) = float2{in[threadIdx.x], 0};
+  __shared__ float4 slot[33];
+  float* const from = reinterpret_cast<float*>(slot) + 2 * threadIdx.x + n / 64;
+  *reinterpret_cast<float2*>(from) = make_float2(in[threadIdx.x], 0);
   out[threadIdx.x] = *from;
 }
 
