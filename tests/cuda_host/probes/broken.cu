@@ -201,9 +201,7 @@ __global__ void too_much_static_shared(float* out, const float* in, int n) {
   out[threadIdx.x] = slot[threadIdx.x];
 }
 
-struct Large {
-  char bytes[32 * 1024];
-};
+struct Large { char bytes[32 * 1024]; };
 __global__ void takes_too_much(float* out, const float* in, int n, Large) { out[threadIdx.x] = in[threadIdx.x]; }
 
 __global__ void too_much_shared_together(float* out, const float* in, int n) {
