@@ -40,13 +40,14 @@ def build(folder: Path, build_dir: Path, environment: dict[str, str] | None = No
 
 
 def runtimes(wheel: Path) -> list[str]:
-    """OpenMP's, CUDA's and torch's libraries that a wheel carries or asks the loader for: there should be none."""
+    """OpenMP's, CUDA's, torch's and C++'s libraries that a wheel carries or asks the loader for: none, in a release."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (extension,) = (name for name in names if "/_C." in name)
         code = archive.read(extension)
     carried = [name for name in names if re.search(r"libgomp|cudart|\.libs/", name)]
-    return carried + [library for library in ("libgomp", "libcudart", "libtorch") if library.encode() + b".so" in code]
+    asked = ("libgomp", "libcudart", "libtorch", "libstdc++")
+    return carried + [library for library in asked if library.encode() + b".so" in code]
 
 
 def try_out(wheel: Path, folder: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 from benchmark_cases import make_report, measurement
 
 from bigmodel import cli
-from bigmodel.benchmarks import GROUPS, compare, page, report, run
+from bigmodel.benchmarks import GROUPS, adam, compare, norm, page, report, run
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal, judge
 from bigmodel.benchmarks.harness import COPY, OURS, Timing
 
@@ -153,6 +153,18 @@ def test_dots_lie_at_their_share_of_the_copy():
     assert circle == roof  # as fast as the copy
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("stock", "compile", *norm.PEERS),
+        ("fused", "foreach", "compile", "apex", "transformer_engine"),
+        ("fused", "foreach", "bitsandbytes", "deepspeed", adam.TOUCH),
+    ],
+)
+def test_contenders_of_a_group_are_told_apart(names):
+    assert len({page._colour(name) for name in (OURS, COPY, *names)}) == len(names) + 2
+
+
 def test_a_gpu_is_named(monkeypatch):
     given = make_report({DEFAULT_PAGES: [row()]})
     cuda = {**given.facts["cuda"], "driver": "580.1", "devices": [{"name": "NVIDIA H100"}]}
@@ -210,6 +222,8 @@ def test_the_verdict_is_symmetrical():
         ("[]", "holds no measurements"),
         ('{"stages": {"test": {"done": {"a": {"outcome": "passed"}}}}}', "holds no measurements"),
         ('{"measurements": {"default pages": [{"case": "x"}]}}', "is not as bigmodel writes it"),
+        ('{"stages": ["build"]}', "is not as bigmodel writes it"),
+        ('{"stages": {"bench-norm": {"done": {"a": {"row": {}}}}}}', "is not as bigmodel writes it"),
     ],
 )
 def test_other_files_are_refused(tmp_path, capsys, content, words):

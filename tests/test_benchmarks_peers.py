@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bigmodel.benchmarks import harness, norm, softmax
+from bigmodel.benchmarks import adam, harness, norm, softmax
 from bigmodel.benchmarks.harness import COPY, OURS, CpuTimer, Effort
 
 BRIEF = Effort(seconds=0.0, min_rounds=1, max_rounds=1)
@@ -56,6 +56,22 @@ def apex_layer(input, weight, bias, normalized_shape, eps=1e-6, memory_efficient
     return F.layer_norm(input, normalized_shape, weight, bias, eps)
 
 
+class ApexAdam(torch.optim.AdamW):
+    def __init__(
+        self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8, adam_w_mode=True, weight_decay=0.0,
+        amsgrad=False, set_grad_none=True, capturable=False, master_weights=False,
+    ):  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+class TransformerEngineAdam(torch.optim.AdamW):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, *, bias_correction=True,
+        adam_w_mode=True, capturable=False, master_weights=False,
+    ):  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
 STUBS = {
     "liger_kernel.transformers.functional": {
         "liger_rms_norm": liger_rms_norm,
@@ -69,20 +85,25 @@ STUBS = {
         "fused_layer_norm_affine": apex_layer,
     },
     "flash_attn.ops.triton.layer_norm": {"rms_norm_fn": flash_norm, "layer_norm_fn": flash_norm},
+    "apex.optimizers": {"FusedAdam": ApexAdam},
     "transformer_engine.pytorch": {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm},
+    "transformer_engine.pytorch.optimizers": {"FusedAdam": TransformerEngineAdam},
 }
 
 
 @pytest.fixture
 def peers(monkeypatch):
+    made = {}
     for path, names in STUBS.items():
         parts = path.split(".")
-        modules = [ModuleType(".".join(parts[: i + 1])) for i in range(len(parts))]
-        for parent, child in zip(modules, modules[1:], strict=False):
-            setattr(parent, child.__name__.split(".")[-1], child)
-        for module in modules:
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-        vars(modules[-1]).update(names)
+        for i in range(len(parts)):
+            name = ".".join(parts[: i + 1])
+            if name not in made:
+                made[name] = ModuleType(name)
+                monkeypatch.setitem(sys.modules, name, made[name])
+            if i:
+                setattr(made[".".join(parts[:i])], parts[i], made[name])
+        vars(made[path]).update(names)
 
 
 def measured(module, op, mode, names):
@@ -103,6 +124,15 @@ def test_every_peer_of_the_norms_computes_the_case(peers, op, mode):
 def test_every_peer_of_softmax_computes_the_case(peers):
     row = measured(softmax, softmax.PLAIN, softmax.BOTH, softmax.PEERS)
     assert row.notes == {} and set(row.times) == {OURS, COPY, *softmax.PEERS}
+
+
+def test_every_peer_of_adam_on_a_gpu_computes_the_case(peers, monkeypatch):
+    monkeypatch.setattr(adam._updates.importlib.util, "find_spec", lambda name: name in ("apex", "transformer_engine"))
+    names = adam._contenders(adam.STEP, "cuda", SHAPE)
+    assert names[-2:] == ("apex", "transformer_engine")
+    case = harness.replace(adam._case("cpu", adam.STEP, torch.float32, SHAPE), contenders=names)
+    row = harness.measure(case, CpuTimer(), BRIEF)
+    assert row.notes == {} and set(row.times) == {*names, COPY}
 
 
 def test_a_peer_that_cannot_be_imported_is_told(monkeypatch):

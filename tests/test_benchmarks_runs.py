@@ -82,23 +82,26 @@ def test_what_the_time_does_not_reach_is_named(monkeypatch, tmp_path):
     now = iter([0.0, 1.0, 99.0] * 2)  # the limit is set, the first case is in time, the second is not
     monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
     found = run.run_groups(["norm"], device="cpu", quick=True, seconds=20)[0]
-    assert [row.case for row in found.measurements[DEFAULT_PAGES]] == [cases[1].name]  # the middle comes first
-    assert found.left[:2] == [f"{cases[0].name}, {DEFAULT_PAGES}", f"{cases[2].name}, {DEFAULT_PAGES}"]
-    assert f"Not measured, for want of time: {cases[0].name}" in found.to_markdown()
+    assert [row.case for row in found.measurements[DEFAULT_PAGES]] == [cases[0].name]
+    assert found.left[:2] == [f"{cases[1].name}, {DEFAULT_PAGES}", f"{cases[2].name}, {DEFAULT_PAGES}"]
+    assert f"Not measured, for want of time: {cases[1].name}" in found.to_markdown()
 
 
 def test_telling_cases_come_first():
     cases = {f"norm: {case.name}": case for case in norm.cases("cuda", sweep=True)}
     order = run.telling_first(cases)
     assert sorted(order) == sorted(cases)
-    first = [cases[item] for item in order[:8]]
-    assert {(c.op, c.mode, c.dtype) for c in first} == {
+    # Two points for each line: so many of a run of 480 s on a GPU fit.
+    points, lines = ([cases[item] for item in order[:30] if cases[item].sweep is swept] for swept in (True, False))
+    assert (len(points), len(lines)) == (20, 10)
+    assert {(c.op, c.mode, c.dtype) for c in points[:8]} == {
         (op, mode, dtype)
         for op in ("rms_norm", "layer_norm")
         for mode in (norm.FORWARD, norm.BACKWARD)
         for dtype in norm.FLOATS
     }
-    assert {c.shape[1] for c in first} == {4096} and all(c.sweep for c in first)
+    assert [c.shape[1] for c in points] == [4096] * 8 + [1024] * 8 + [32768] * 4
+    assert {c.shape for c in lines} == {norm.LARGE} and [c.mode for c in lines[:6]] == [norm.BOTH] * 6
     assert list(run.halving(7)) == [3, 1, 5, 0, 2, 4, 6]
 
 

@@ -37,6 +37,8 @@ BROKEN = {
     "reads_past_the_end": rf"outside the tensors .* thread \(63,0,0\) reads 4 bytes right after `in` {ADDRESS}",
     "writes_an_input": rf"write to an input: .* thread \(5,0,0\) writes 4 bytes at in\[5\] {ADDRESS}",
     "misaligned_vector": rf"misaligned access: .* thread \(0,0,0\) reads 16 bytes at in\[1\] {ADDRESS}",
+    "writes_before_the_beginning": rf"outside the tensors .* thread \(0,0,0\) writes 4 bytes .*`out`.* {ADDRESS}",
+    "misaligned_in_shared": rf"misaligned access: .* thread \(0,0,0\) writes 8 bytes at .*`slot`\+4.* {ADDRESS}",
     "leaves_one_out": r"output never written: out\[17\]",
     "reads_its_output": rf"uninitialised read: .* thread \(0,0,0\) reads 4 bytes at out\[0\] {ADDRESS}",
     "reads_unwritten_shared": rf"uninitialised read: .* \(63,0,0\) reads 4 bytes at shared `slot`\+252 .*{ADDRESS}",
@@ -50,6 +52,9 @@ BROKEN = {
     "some_skip_a_barrier": r"not reached by all .* 24 threads, .* \(40,0,0\) first, have exited; .* in __syncthreads",
     "barriers_in_two_branches": r"\(32,0,0\) is in __syncthreads at broken\.cu:\d+, other threads are in the one at",
     "some_skip_a_shuffle": r"not reached by all .* \(20,0,0\) first, have exited; .* __shfl_xor_sync .* 0xffffffff",
+    "some_skip_a_vote": r"not reached by all .* \(3,0,0\) first, have exited; 31 threads, .* __any_sync .* 0xffffffff",
+    "some_skip_a_reduction": r"not reached by all .* 8 threads, .*\(32,0,0\) first, wait in __reduce_add_sync",
+    "some_skip_a_warp_barrier": r"not reached by all .* \(1,0,0\) first, have exited; .* __syncwarp",
     "shuffle_from_outside_the_mask": r"thread \(15,0,0\) reads lane 16 in __shfl_sync, which is not in mask 0xffff",
     "shuffle_without_its_own_lane": r"thread \(0,0,0\) calls __shfl_sync .* mask 0xfffffffe, which lacks its own lane",
     "two_shuffles_at_once": r"thread \(1,0,0\) is in __shfl_down_sync .* other lanes .* are in __shfl_up_sync",
@@ -62,6 +67,9 @@ BROKEN = {
     "a_block_skips_the_cluster_barrier": r"not reached by all .* \(1,0,0\) .* have exited; .* the cluster barrier",
     "too_much_static_shared": r"limits of sm_90 .* 53248 bytes of static shared memory; at most 49152",
     "dynamic_without_asking": r"limits of sm_90 .* 49156 bytes of dynamic shared memory; this kernel may have 49152",
+    "dynamic_beyond_the_device": r"limits of sm_90 .* 232452 bytes of dynamic shared .*; this kernel may have 49152",
+    "too_much_shared_together": r"limits of sm_90 .* 4096 bytes of static and 232448 of dynamic .*; at most 232448",
+    "takes_too_much": r"limits of sm_90 .* 327\d\d bytes of arguments; at most 32764",
     "block_too_large": r"limits of sm_90 .* a block of 32 x 33 x 1 threads",
     "block_too_deep": r"limits of sm_90 .* a block of 1 x 1 x 65 threads",
     "grid_too_tall": r"limits of sm_90 .* a grid of 1 x 65536 x 1 blocks",
@@ -74,8 +82,8 @@ BROKEN = {
     "cluster_on_sm_80": r"limits of sm_80 .* a cluster of 2 x 1 x 1 blocks; this kernel may have 1",
 }
 LAUNCHES_COPIES = {"block_too_large", "block_too_deep", "grid_too_tall", "grid_empty", "cluster_too_large",
-                   "cluster_does_not_divide", "cluster_on_sm_80", "dynamic_without_asking", "leaves_another_device",
-                   "wakes_another_device"}  # fmt: skip
+                   "cluster_does_not_divide", "cluster_on_sm_80", "dynamic_without_asking", "dynamic_beyond_the_device",
+                   "leaves_another_device", "wakes_another_device"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -70,6 +70,21 @@ struct Pack {
     }
   }
 
+  // The same, to global memory, in words that stay whole: nvcc takes an assignment of uint4 for four, and before sm_100
+  // it merged those of softmax_forward_any with a branch that stores element by element, 4 bytes at a time. What this
+  // forbids the compiler costs registers: with it the Adam update spills.
+  __device__ void store_whole(T* to) const {
+    if constexpr (kWords == 1) {
+      *reinterpret_cast<uint32_t*>(to) = word[0];
+    } else if constexpr (kWords == 2) {
+      __stwb(reinterpret_cast<uint2*>(to), make_uint2(word[0], word[1]));
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4)
+        __stwb(reinterpret_cast<uint4*>(to) + i / 4, make_uint4(word[i], word[i + 1], word[i + 2], word[i + 3]));
+    }
+  }
+
   template <class C>
   __device__ void unpack(C (&value)[E]) const {
 #pragma unroll
@@ -121,10 +136,13 @@ __device__ void load_any(C (&value)[E], const void* base, DType dtype, int64_t i
   }
 }
 
-template <class T, class C, int E>
+template <bool kWhole = false, class T, class C, int E>
 __device__ void store_part(T* to, const C (&value)[E], int count) {
   if constexpr (Pack<T, E>::kWords > 0) {
-    if (count == E && Pack<T, E>::aligned(to)) return Pack<T, E>::of(value).store(to);
+    if (count == E && Pack<T, E>::aligned(to)) {
+      if constexpr (kWhole) return Pack<T, E>::of(value).store_whole(to);
+      else return Pack<T, E>::of(value).store(to);
+    }
   }
 #pragma unroll
   for (int e = 0; e < E; ++e) {
@@ -133,13 +151,13 @@ __device__ void store_part(T* to, const C (&value)[E], int count) {
   }
 }
 
-template <class C, int E>
+template <bool kWhole = false, class C, int E>
 __device__ void store_any(void* base, DType dtype, int64_t index, const C (&value)[E], int count) {
   switch (dtype) {
-    case DType::float32: return store_part(static_cast<float*>(base) + index, value, count);
-    case DType::bfloat16: return store_part(static_cast<BFloat16*>(base) + index, value, count);
-    case DType::float16: return store_part(static_cast<Float16*>(base) + index, value, count);
-    case DType::float64: return store_part(static_cast<double*>(base) + index, value, count);
+    case DType::float32: return store_part<kWhole>(static_cast<float*>(base) + index, value, count);
+    case DType::bfloat16: return store_part<kWhole>(static_cast<BFloat16*>(base) + index, value, count);
+    case DType::float16: return store_part<kWhole>(static_cast<Float16*>(base) + index, value, count);
+    case DType::float64: return store_part<kWhole>(static_cast<double*>(base) + index, value, count);
   }
 }
 

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, 2) softmax_forward(const SoftmaxForw
 // Every dtype, any address, stride and length, in two passes: the running peak and sum of each thread (Milakov,
 // Gimelshein, arXiv 1805.02867), then every element again.
 template <class C, int E>
-__global__ void __launch_bounds__(kThreads, 1) softmax_forward_any(const SoftmaxForward a, const int64_t rows) {
+__global__ void __launch_bounds__(kThreads, 2) softmax_forward_any(const SoftmaxForward a, const int64_t rows) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool exists = index < rows;
   const SoftmaxRow row(a.rows, exists ? index : 0);
@@ -168,10 +168,10 @@ __global__ void __launch_bounds__(kThreads, 1) softmax_forward_any(const Softmax
       else z[e] = finish.inverse * exponential(z[e] - base);
     }
     if (a.probs) {
-      store_any(a.probs, a.out_dtype, index * a.rows.keys + col, z, count);
+      store_any<true>(a.probs, a.out_dtype, index * a.rows.keys + col, z, count);
       drop(z, a.rows, index, col);
     }
-    store_any(a.out, a.out_dtype, out + col, z, count);
+    store_any<true>(a.out, a.out_dtype, out + col, z, count);
   }
 }
 

@@ -58,7 +58,7 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "adagrad, float32", lambda: ops.adagrad_(numbers(), numbers(), numbers(), step, lr=0.1)
     yield "ema, float32", lambda: ops.ema_(numbers(), numbers(), 0.9)
     yield "grad_total and grad_scale, bfloat16", lambda: (
-        ops.grad_total(numbers(BF16)), ops.grad_scale_(numbers(BF16), torch.tensor(0.5))
+        ops.grad_total(numbers(BF16)), ops.grad_scale_(numbers(BF16), torch.tensor(0.5, dtype=torch.float64))
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ FUSED, FOREACH, TOUCH, BY_HAND = "fused", "foreach", "touch", "copies by hand"
 def _contenders(mode: str, device: str, shape: tuple[int, int]) -> tuple[str, ...]:
     if shape == FEW:
         return (OURS, FUSED, "compile")
-    peers = _updates.present("bitsandbytes", "deepspeed") if device == "cpu" else _updates.present("apex")
+    peers = _updates.present(*(("bitsandbytes", "deepspeed") if device == "cpu" else ("apex", "transformer_engine")))
     if mode == STEP:
         return (OURS, FUSED, FOREACH, *peers)
     if mode == IN_PLACE:
@@ -122,8 +122,12 @@ def _peer(name: str, mode: str, params: list[Parameter]) -> Contender:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer = DeepSpeedCPUAdam(params, **OPTIONS)
-    else:
+    elif name == "apex":
         from apex.optimizers import FusedAdam
+
+        optimizer = FusedAdam(params, **OPTIONS)
+    else:
+        from transformer_engine.pytorch.optimizers import FusedAdam
 
         optimizer = FusedAdam(params, **OPTIONS)
     return _updates.step(optimizer.step, params)
@@ -236,9 +240,8 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
     """The cases for a kind of device, "cpu" or "cuda"; `quick` takes the plain step, `sweep` adds nothing."""
     large = _updates.large(device)
     chosen = [(STEP, torch.float32, large), (STEP, torch.float32, _updates.MANY)]
-    if device == "cuda" and not quick:  # the large one in the middle, where a run that may be cut short begins
-        chosen = [(STEP, torch.float32, shape) for shape in (_updates.MANY, large, FEW)]
     if not quick:
+        chosen += [(STEP, torch.float32, FEW)] if device == "cuda" else []
         chosen += [(IN_PLACE, torch.float32, large)] if device == "cpu" else []
         chosen += [
             (CLIP_EMA, torch.float32, large),

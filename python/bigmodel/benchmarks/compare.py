@@ -33,19 +33,20 @@ def load(path: str | Path) -> Run:
         record = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"bench: {path} is no JSON: {error}.") from None
-    reports = list(_reports(record)) if isinstance(record, dict) else []
     try:
+        reports = list(_reports(record)) if isinstance(record, dict) else []
         cases = {
             (pages, row["case"]): Measurement.from_dict(row)
             for report in reports
             for pages, rows in report["measurements"].items()
             for row in rows
         }
-    except (KeyError, TypeError) as error:
+        where = _where(reports[0]) if cases else ""
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"bench: a measurement in {path} is not as bigmodel writes it ({error}).") from None
     if not cases:
         raise ValueError(f"bench: {path} holds no measurements of `bigmodel bench` or `make gpu`.")
-    return Run(str(path), _where(reports[0]), cases)
+    return Run(str(path), where, cases)
 
 
 def _reports(record: Mapping) -> Iterator[Mapping]:
@@ -81,7 +82,7 @@ def verdict(a: Timing, b: Timing) -> str:
 
 
 def to_markdown(a: Run, b: Run) -> str:
-    """What moved, most first; what did not; what only one of them has; and where another contender moved."""
+    """What moved, slowest first; what did not; what only one of them has; and where another contender moved."""
     both = [key for key in a.cases if key in b.cases]
     rows = [(a.cases[key], b.cases[key], key) for key in both]
     moved = [row for row in rows if verdict(row[0].times[OURS], row[1].times[OURS]) != "noise"]

@@ -12,7 +12,12 @@ from bigmodel.benchmarks import harness, load_group
 from bigmodel.benchmarks.harness import COPY, OURS, Measurement, Timing
 from bigmodel.benchmarks.report import METHOD, STOCK, Report, disturbance, goal_rows, notes, show_timing
 
-_COLOURS = {OURS: "--ours", COPY: "--roof", "compile": "--compile"} | dict.fromkeys(STOCK, "--stock")
+_PEERS = ("liger", "quack", "apex", "transformer_engine", "flash_attn", "foreach", "bitsandbytes", "deepspeed")
+_COLOURS = {
+    **dict.fromkeys(STOCK, "--stock"),
+    **{name: f"--peer{number % 5}" for number, name in enumerate(_PEERS)},  # no group has more than five
+    **{OURS: "--ours", COPY: "--roof", "compile": "--compile"},
+}
 _LABELS = {COPY: "copy (the roof)", "compile": "torch.compile"}
 _AXIS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # shares of the copy's bandwidth; a dot beyond the last stays at the edge
 

@@ -201,23 +201,19 @@ def _lost() -> bool:
 def telling_first(cases: Mapping[str, Case]) -> list[str]:
     """The items in an order that tells most when it is broken off.
 
-    The groups take turns; in each, so do the series of one op, mode and dtype, those over row lengths first. A series
-    begins in its middle, then come the middles of its halves.
+    The groups take turns; in each, so do the series of one op, mode and dtype. Two points over row lengths, by which
+    the goals on CUDA are judged, come for each line of the table. Such a series begins in its middle, then come the
+    middles of its halves; a series of the table goes as it is listed.
     """
-    groups: dict[str, dict[tuple, list[str]]] = {}
+    groups: dict[str, tuple[dict, dict]] = {}
     for item, case in cases.items():
-        key = (not case.sweep, case.op, case.mode, case.dtype)
-        groups.setdefault(item.split(":")[0], {}).setdefault(key, []).append(item)
-    return _in_turns(
-        _in_turns(
-            [items[index] for index in halving(len(items))] for _, items in sorted(series.items(), key=_sweep_first)
-        )
-        for series in groups.values()
-    )
-
-
-def _sweep_first(entry: tuple[tuple, list[str]]) -> bool:
-    return entry[0][0]
+        lines, points = groups.setdefault(item.split(":")[0], ({}, {}))
+        (points if case.sweep else lines).setdefault((case.op, case.mode, case.dtype), []).append(item)
+    orders = []
+    for lines, points in groups.values():
+        swept = _in_turns([items[index] for index in halving(len(items))] for items in points.values())
+        orders.append(_in_turns([swept[::2], swept[1::2], _in_turns(lines.values())]))
+    return _in_turns(orders)
 
 
 def _in_turns(lists: Iterable[Sequence[str]]) -> list[str]:

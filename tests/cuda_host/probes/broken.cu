@@ -22,6 +22,17 @@ __global__ void misaligned_vector(float* out, const float* in, int n) {
   if (threadIdx.x < 15) reinterpret_cast<float4*>(out)[threadIdx.x] = *reinterpret_cast<const float4*>(from);
 }
 
+__global__ void writes_before_the_beginning(float* out, const float* in, int n) {
+  out[int(threadIdx.x) - 1] = in[threadIdx.x];
+}
+
+__global__ void misaligned_in_shared(float* out, const float* in, int n) {
+  __shared__ float4 slot[33];
+  float* const from = reinterpret_cast<float*>(slot) + 2 * threadIdx.x + n / 64;
+  *reinterpret_cast<float2*>(from) = make_float2(in[threadIdx.x], 0);
+  out[threadIdx.x] = *from;
+}
+
 __global__ void leaves_one_out(float* out, const float* in, int n) {
   if (threadIdx.x != 17) out[threadIdx.x] = in[threadIdx.x];
 }
@@ -102,6 +113,21 @@ __global__ void some_skip_a_shuffle(float* out, const float* in, int n) {
   out[threadIdx.x] = value;
 }
 
+__global__ void some_skip_a_vote(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (threadIdx.x != 3) out[threadIdx.x] += float(__any_sync(~0u, in[threadIdx.x] > 0));
+}
+
+__global__ void some_skip_a_reduction(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (threadIdx.x < 40) out[threadIdx.x] += float(__reduce_add_sync(~0u, threadIdx.x));
+}
+
+__global__ void some_skip_a_warp_barrier(float* out, const float* in, int n) {
+  out[threadIdx.x] = in[threadIdx.x];
+  if (threadIdx.x % 2 == 0) __syncwarp();
+}
+
 __global__ void shuffle_from_outside_the_mask(float* out, const float* in, int n) {
   float value = in[threadIdx.x];
   if (threadIdx.x % 32 < 16) value = __shfl_sync(0xffff, value, threadIdx.x % 32 + 1);
@@ -175,6 +201,15 @@ __global__ void too_much_static_shared(float* out, const float* in, int n) {
   out[threadIdx.x] = slot[threadIdx.x];
 }
 
+struct Large { char bytes[32 * 1024]; };
+__global__ void takes_too_much(float* out, const float* in, int n, Large) { out[threadIdx.x] = in[threadIdx.x]; }
+
+__global__ void too_much_shared_together(float* out, const float* in, int n) {
+  __shared__ float slot[1024];
+  slot[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = slot[threadIdx.x];
+}
+
 __global__ void copies(float* out, const float* in, int n) {
   if (threadIdx.x < n && blockIdx.x == 0) out[threadIdx.x] = in[threadIdx.x];
 }
@@ -209,6 +244,22 @@ void cluster_on_sm_80(float* out, const float* in, int n) {
   } back;
   launch(copies, out, in, n, 2, 64, 2);
 }
+void dynamic_beyond_the_device(float* out, const float* in, int n) {
+  constexpr int kBytes = 227 * 1024 + 4;
+  cudaFuncSetAttribute(copies, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);  // refused
+  launch(copies, out, in, n, 1, 64, 1, kBytes);
+}
+void static_and_dynamic(float* out, const float* in, int n) {
+  constexpr int kBytes = 227 * 1024;
+  cudaFuncSetAttribute(too_much_shared_together, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  launch(too_much_shared_together, out, in, n, 1, 64, 1, kBytes);
+}
+void with_large_arguments(float* out, const float* in, int n) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = 1;
+  config.blockDim = 64;
+  cudaLaunchKernelEx(&config, takes_too_much, out, in, n, Large{});
+}
 void beyond_its_launch_bounds(float* out, const float* in, int n) { launch(bounded, out, in, n, 1, 33); }
 void leaves_another_device(float* out, const float* in, int n) {
   cudaSetDevice(1);
@@ -229,6 +280,8 @@ const Probe kBroken[] = {
     {"reads_past_the_end", once<reads_past_the_end>},
     {"writes_an_input", once<writes_an_input>},
     {"misaligned_vector", once<misaligned_vector>},
+    {"writes_before_the_beginning", once<writes_before_the_beginning>},
+    {"misaligned_in_shared", once<misaligned_in_shared>},
     {"leaves_one_out", once<leaves_one_out>},
     {"reads_its_output", once<reads_its_output>},
     {"reads_unwritten_shared", once<reads_unwritten_shared>},
@@ -242,6 +295,9 @@ const Probe kBroken[] = {
     {"some_skip_a_barrier", once<some_skip_a_barrier>},
     {"barriers_in_two_branches", once<barriers_in_two_branches>},
     {"some_skip_a_shuffle", once<some_skip_a_shuffle>},
+    {"some_skip_a_vote", once<some_skip_a_vote>},
+    {"some_skip_a_reduction", once<some_skip_a_reduction>},
+    {"some_skip_a_warp_barrier", once<some_skip_a_warp_barrier>},
     {"shuffle_from_outside_the_mask", once<shuffle_from_outside_the_mask>},
     {"shuffle_without_its_own_lane", once<shuffle_without_its_own_lane>},
     {"two_shuffles_at_once", once<two_shuffles_at_once>},
@@ -264,6 +320,9 @@ const Probe kBroken[] = {
     {"leaves_another_device", leaves_another_device},
     {"wakes_another_device", wakes_another_device},
     {"dynamic_without_asking", dynamic_without_asking},
+    {"dynamic_beyond_the_device", dynamic_beyond_the_device},
+    {"too_much_shared_together", static_and_dynamic},
+    {"takes_too_much", with_large_arguments},
     {nullptr, nullptr},
 };
 

@@ -91,16 +91,18 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
   if (!thread || bytes == 0 || (address >= thread->stack_low && address + bytes <= thread->stack_high)) return;
   const Module& module = *grid->module;
   const Attempt attempt = attempt_at(address, bytes, write, code);
+  uint32_t rank;
+  const size_t offset = module.shared.offset(address, rank);
   if (aligned && address % bytes) {
-    fail("misaligned access: " + attempt.text(global_memory.locate(address, address + bytes)));
+    const bool shared = offset != SharedMemory::kOutside;
+    fail("misaligned access: " +
+         attempt.text(shared ? module.shared.locate(offset) : global_memory.locate(address, address + bytes)));
   }
   for (const Copy& copy : thread->copies) {
     if (address < copy.to + copy.bytes && copy.to < address + bytes) {
       fail("asynchronous copy not waited for: " + attempt.text("where it goes"));
     }
   }
-  uint32_t rank;
-  const size_t offset = module.shared.offset(address, rank);
   const TrafficKey key{grid->kernel, attempt.pc, offset != SharedMemory::kOutside, write, uint32_t(bytes)};
   if (key.shared) {
     check_shared(attempt, offset, rank);
