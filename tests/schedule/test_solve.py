@@ -258,6 +258,19 @@ def test_a_job_without_a_window_left_is_dropped_and_disturbs_nobody():
     assert plan.dropped == ["gone"]
 
 
+@pytest.mark.parametrize("order", [("cost",), ("lateness", "cost"), ("carbon", "cost")])
+def test_slots_of_one_price_scatter_no_job(order):
+    points = (Rate(pool="gpu", devices=8, rate=70.0),)
+    jobs = tuple(Job(name=name, work=70.0 * 3600 * hours, throughput=points) for name, hours in (("a", 10), ("b", 5)))
+    problem = Problem(
+        slots=40, pools=(Pool(name="gpu", count=8, price=1.0),), jobs=jobs, objective=Objective(order=order)
+    )
+    runs = schedule.solve(problem, gap=0.0).runs
+    assert len(runs["a"]) == len(runs["b"]) == 1
+    assert sorted((run.first, run.last) for (run,) in runs.values())[0][0] == 0
+    assert max(run.last for (run,) in runs.values()) == 15
+
+
 def test_same_input_and_seed_give_the_same_plan():
     problem = schedule.generate(8, 2, 24, 0.5, "B", seed=1).problem
     plans = [schedule.solve(problem, time_limit=30, gap=0.05, seed=4) for _ in range(2)]

@@ -16,6 +16,30 @@ from bigmodel.schedule.state import State
 SHARES = (0.0, 0.5, 1.0)  # of the capacity's price that a job is charged while it is put back
 
 
+def tidy(state: State, tick: Callable[[], None] = lambda: None) -> None:
+    """Moves each job to where its devices are held soonest at the same price, so that ties scatter no job."""
+    inst = state.inst
+    priced = np.abs(inst.unit[inst.count > 0])
+    later = 1e-7 * (float(priced.max(initial=0.0)) or 1.0) * np.arange(inst.problem.slots) / inst.problem.slots
+    for j in sorted(state.schedules, key=state.start):
+        tick()
+        score, old = state.score(), state.remove(j)
+        placed = insert(state, j, inst.unit + later)
+        if placed and _no_worse(state.score(), score) and _wait(state.schedules[j].use) < _wait(old):
+            continue
+        if placed:
+            state.remove(j)
+        state.put(j, old)
+
+
+def _no_worse(score: tuple[float, float, float], before: tuple[float, float, float]) -> bool:
+    return score[:2] <= before[:2] and score[2] <= before[2] + 1e-12 * abs(before[2])
+
+
+def _wait(use: tuple[tuple[int, int, int], ...]) -> int:
+    return sum(slot * n for slot, _, n in use)
+
+
 class Improver:
     """Repeats steps on one state; keeps what is not worse. Seeded, so the same calls give the same plan."""
 

@@ -16,7 +16,7 @@ from bigmodel.schedule import bounds, mip, path
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct
-from bigmodel.schedule.improve import Improver
+from bigmodel.schedule.improve import Improver, tidy
 from bigmodel.schedule.instance import Instance
 from bigmodel.schedule.model import Model
 from bigmodel.schedule.state import State, cheapest
@@ -97,6 +97,8 @@ class Search:
             self._relax()
             if not self.infeasible and not self.closed():
                 self._search()
+            if self.best is not None:
+                self._tidy(_state_of(self.inst, self.best))
         except TimeUp:
             self.cut = True
             if self.bound == -np.inf and self.value < np.inf:
@@ -370,6 +372,10 @@ class Search:
             self.best = {j: schedule.use for j, schedule in state.schedules.items()}
             self.value = float(value)
             self.report(self.value, self.bound)
+
+    def _tidy(self, state: State) -> None:
+        tidy(state, self.tick)
+        self.best, self.value = {j: schedule.use for j, schedule in state.schedules.items()}, float(state.score()[2])
 
     def _raise(self, bound: float) -> None:
         if bound > self.bound:
