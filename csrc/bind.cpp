@@ -35,9 +35,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("describe_tensors", &bind::describe_tensors);
   m.def("read_addresses", &bind::read_addresses);
   m.def("flatten", &bind::flatten);
-  m.def("any_negative", &bind::any_negative);
+  m.def("all_plain", &bind::all_plain);
   m.def("same_items", &bind::same_items);
-  m.def("gradients_as_before", &bind::gradients_as_before);
+  m.def("gradients_and_states", &bind::gradients_and_states);
   m.attr("cuda_architectures") = BIGMODEL_CUDA_ARCHITECTURES;
   m.attr("cuda_status") = BIGMODEL_CUDA_STATUS;
   m.attr("compiler") = BIGMODEL_COMPILER;

@@ -29,7 +29,8 @@ struct DLPackExchangeAPI {
 };
 
 // Goes over the tensors of several lists: word(w) for everything that a table's checks depend on, which is all but the
-// addresses, and address(list, row, a) for those. None is a word of its own. False as soon as word() is.
+// addresses, and address(list, row, a) for those. None is a word of its own, and so is an address of 0, which tensors
+// without memory have. False as soon as word() is.
 template <class Word, class Address>
 bool visit_tensors(pybind11::capsule capsule, pybind11::tuple lists, Word word, Address address) {
   const auto* api = capsule.get_pointer<DLPackExchangeAPI>();
@@ -51,6 +52,7 @@ bool visit_tensors(pybind11::capsule capsule, pybind11::tuple lists, Word word, 
       if (!word(int64_t(tensor.dtype_code) << 56 | int64_t(tensor.dtype_bits) << 48 |
                 int64_t(tensor.device_type) << 32 | int64_t(tensor.device_id) << 8 | tensor.ndim))
         return false;
+      if (!word(tensor.data != nullptr)) return false;
       for (int d = 0; d < tensor.ndim; ++d)
         if (!word(tensor.shape[d]) || !word(tensor.strides[d])) return false;
       address(place, row, reinterpret_cast<int64_t>(tensor.data) + int64_t(tensor.byte_offset));
@@ -59,7 +61,7 @@ bool visit_tensors(pybind11::capsule capsule, pybind11::tuple lists, Word word, 
   return true;
 }
 
-// Dtype, device, shape and strides of all tensors, as bytes that `read_addresses` compares.
+// Dtype, device, shape and strides of all tensors, as bytes that can be compared.
 inline pybind11::bytes describe_tensors(pybind11::capsule api, pybind11::tuple lists) {
   std::vector<int64_t> words;
   visit_tensors(api, lists, [&](int64_t w) { return words.push_back(w), true; }, [](size_t, Py_ssize_t, int64_t) {});
@@ -89,16 +91,21 @@ inline pybind11::list flatten(pybind11::tuple lists) {
   return all;
 }
 
-// Whether torch.Tensor.is_neg, the first argument, is true of one of the tensors.
-inline bool any_negative(pybind11::object is_neg, pybind11::tuple lists) {
-  for (pybind11::handle tensors : lists)
-    for (pybind11::handle tensor : tensors)
-      if (auto negative =
-              pybind11::reinterpret_steal<pybind11::object>(PyObject_CallOneArg(is_neg.ptr(), tensor.ptr()));
-          !negative)
-        throw pybind11::error_already_set();
-      else if (negative.ptr() == Py_True) return true;
+inline bool is_one_of(PyObject* object, pybind11::tuple classes) {
+  for (pybind11::handle kind : classes)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == kind.ptr()) return true;
   return false;
+}
+
+// Whether all tensors are of `classes` and torch.Tensor.is_neg, the first argument, of none is true.
+inline bool all_plain(pybind11::object is_neg, pybind11::tuple classes, pybind11::tuple lists) {
+  for (pybind11::handle tensors : lists)
+    for (pybind11::handle tensor : tensors) {
+      auto negative = pybind11::reinterpret_steal<pybind11::object>(PyObject_CallOneArg(is_neg.ptr(), tensor.ptr()));
+      if (!negative) throw pybind11::error_already_set();
+      if (negative.ptr() == Py_True || !is_one_of(tensor.ptr(), classes)) return false;
+    }
+  return true;
 }
 
 // Whether a dictionary has these very keys and values, in this order.
@@ -111,37 +118,33 @@ inline bool same_items(pybind11::dict dict, pybind11::list keys, pybind11::list 
   return true;
 }
 
-// The gradients of parameters, or None where one has none or is of another class than `classes`, and where anything
-// else is another object than before: row i had the parameter before[i] and the state states[i], of sizes[i] entries,
-// among them columns[c][i] (or None) under names[c].
-inline pybind11::object gradients_as_before(pybind11::list params, pybind11::tuple classes, pybind11::list before,
-                                            pybind11::list states, pybind11::list sizes, pybind11::tuple names,
-                                            pybind11::tuple columns) {
-  auto plain = [&](PyObject* object) {
-    for (pybind11::handle kind : classes)
-      if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == kind.ptr()) return true;
-    return false;
-  };
+// (gradients, columns) of parameters: row i has the state states[i], and columns[c][i] is what that has under names[c],
+// or None. None in all where a parameter is another object than in `before`, or one of them or their gradients is of
+// another class than `classes`, or has none.
+inline pybind11::object gradients_and_states(pybind11::list params, pybind11::tuple classes, pybind11::list before,
+                                             pybind11::list states, pybind11::tuple names) {
   const pybind11::str name("grad");
   const size_t rows = params.size();
-  if (before.size() != rows) return pybind11::none();
+  if (before.size() != rows || states.size() != rows) return pybind11::none();
   pybind11::list grads(rows);
+  pybind11::tuple columns(names.size());
+  for (size_t c = 0; c < names.size(); ++c) columns[c] = pybind11::list(rows);
   for (size_t row = 0; row < rows; ++row) {
     PyObject* param = PyList_GET_ITEM(params.ptr(), row);
-    PyObject* state = PyList_GET_ITEM(states.ptr(), row);
-    if (param != PyList_GET_ITEM(before.ptr(), row) || !plain(param)) return pybind11::none();
-    if (PyDict_Size(state) != PyLong_AsSsize_t(PyList_GET_ITEM(sizes.ptr(), row))) return pybind11::none();
-    for (size_t c = 0; c < names.size(); ++c) {
-      PyObject* value = PyDict_GetItemWithError(state, PyTuple_GET_ITEM(names.ptr(), c));
-      if ((value ? value : Py_None) != PyList_GET_ITEM(PyTuple_GET_ITEM(columns.ptr(), c), row))
-        return pybind11::none();
-    }
+    if (param != PyList_GET_ITEM(before.ptr(), row) || !is_one_of(param, classes)) return pybind11::none();
     auto grad = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttr(param, name.ptr()));
     if (!grad) throw pybind11::error_already_set();
-    if (!plain(grad.ptr())) return pybind11::none();
+    if (!is_one_of(grad.ptr(), classes)) return pybind11::none();
     PyList_SET_ITEM(grads.ptr(), row, grad.release().ptr());
+    PyObject* state = PyList_GET_ITEM(states.ptr(), row);
+    for (size_t c = 0; c < names.size(); ++c) {
+      PyObject* value = PyDict_GetItemWithError(state, PyTuple_GET_ITEM(names.ptr(), c));
+      if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
+      if (value && value != Py_None && !is_one_of(value, classes)) return pybind11::none();
+      PyList_SET_ITEM(PyTuple_GET_ITEM(columns.ptr(), c), row, Py_NewRef(value ? value : Py_None));
+    }
   }
-  return grads;
+  return pybind11::make_tuple(grads, columns);
 }
 
 }  // namespace bigmodel::bind

@@ -361,3 +361,9 @@ def test_what_only_looks_like_a_norm_is_left(cls, reason):
     assert report.replaced == [] and type(module) is original
     assert [(entry.name, entry.cls) for entry in report.left] == [("", original.__name__)]
     assert re.search(reason, report.left[0].reason), report.left[0].reason
+
+
+@pytest.mark.parametrize("flag", ["norms", "attention", "verbose"])
+def test_a_flag_that_is_no_bool_is_refused(flag):
+    with pytest.raises(TypeError, match=rf"^convert: {flag} must be a bool, got str\.$"):
+        bigmodel.convert(nn.LayerNorm(4), **{flag: "no"})

@@ -240,7 +240,7 @@ def test_attention_softmax_needs_heads_for_what_is_per_head():
     ("option", "words"),
     [
         ({"dropout_p": 1.0}, "dropout_p is 1.0; it must be at least 0"),
-        ({"softcap": -2.0}, "softcap is -2.0; it must be greater than 0"),
+        ({"softcap": 0}, "softcap is 0; it must be greater than 0"),
         ({"window": (-1, 0)}, "window is (-1, 0); neither side may be negative"),
     ],
     ids=str,
@@ -249,9 +249,19 @@ def test_attention_softmax_refuses_at_once_what_its_calls_would(option, words):
     state = torch.get_rng_state()
     with pytest.raises(ValueError) as caught:
         AttentionSoftmax(**option)
-    assert words in str(caught.value)
+    assert str(caught.value).startswith(f"AttentionSoftmax: {words}")
     AttentionSoftmax(dropout_p=0.5)
     assert torch.equal(torch.get_rng_state(), state), "making a module draws nothing"
+
+
+def test_modules_name_themselves_in_what_they_refuse():
+    with pytest.raises(TypeError, match=r"^AttentionSoftmax: inplace must be a bool, got str\."):
+        AttentionSoftmax(inplace="yes")
+    for dropout in (1.5, 1.0, -0.1):
+        with pytest.raises(ValueError, match=rf"^MultiheadAttention: dropout is {dropout}; it must be at least 0 and"):
+            MultiheadAttention(8, 2, dropout)
+    with pytest.raises(TypeError, match=r"^MultiheadAttention: dropout must be a number, got str\."):
+        MultiheadAttention(8, 2, dropout="some")
 
 
 def test_alibi_slopes_are_those_of_the_paper():

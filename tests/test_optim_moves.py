@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
 from optim_cases import clones, gradient, parameters, same_state, same_values, steps
 from torch import nn, optim
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 
 from bigmodel.ops import _table
 from bigmodel.optim import SGD, Adagrad, Adam, AdamW, _batches
@@ -86,9 +88,26 @@ def gradients_kept(model, optimizer):
         p.grad = torch.zeros_like(p)
 
 
+def states_laid_out_anew(model, optimizer):
+    """As moving them through numpy does, which has no channels_last."""
+    for name, value in optimizer.state[model.conv.weight].items():
+        if value.is_floating_point() and value.dim() == 4:
+            other = value.transpose(0, 1).contiguous().transpose(0, 1)
+            assert other.stride() != value.stride()
+            optimizer.state[model.conv.weight][name] = other
+
+
+def state_in_another_dtype(model, optimizer):
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "sum", "momentum_buffer"):
+            if name in state and state[name].is_floating_point():
+                state[name] = state[name].bfloat16()
+
+
 MOVES = [
     model_load, model_load_assign, optimizer_load, to_dtype, data_replaced, data_to_channels_last, states_moved,
-    state_forgotten, states_exchanged, parameters_in_another_order, ema_swap, gradients_kept,
+    states_laid_out_anew, state_in_another_dtype, state_forgotten, states_exchanged, parameters_in_another_order,
+    ema_swap, gradients_kept,
 ]  # fmt: skip
 
 
@@ -141,12 +160,75 @@ def test_new_gradients_alone_need_neither_a_new_table_nor_a_walk_over_the_states
     params = parameters()
     optimizer = cls(params, lr=0.1)
     steps(optimizer, 2)
-    for owner, name in ((_table, "build"), (_batches, "kinds"), (cls, "_complete")):
+    for owner, name in ((_table, "build"), (_batches.Rows, "complete"), (cls, "_complete")):
         monkeypatch.setattr(owner, name, lambda *arguments: pytest.fail("nothing but gradients has changed"))
     kept = [p.grad for p in params]  # so that the new ones get other addresses
     before = clones(params)
     steps(optimizer, 1, first=2)
     assert all(g is not p.grad for g, p in zip(kept, params, strict=True)) and not same_values(before, params)
+
+
+@pytest.mark.parametrize("cls", PAIRS, ids=lambda c: c.__name__)
+def test_states_that_are_replaced_give_their_memory_back(cls):
+    """What offloading them between two steps is for."""
+    params = parameters()
+    optimizer = cls(params, lr=0.1, **({"momentum": 0.9} if cls is SGD else {}))
+    steps(optimizer, 3)
+    old = [weakref.ref(value) for state in optimizer.state.values() for value in state.values()]
+    for state in optimizer.state.values():
+        state.update({name: value.clone() for name, value in state.items()})
+    assert old and not any(ref() is not None for ref in old)
+
+
+def test_a_parameter_that_takes_over_a_state_is_not_lost_under_its_master():
+    """Though it has been written to as often as the one before it."""
+    old = nn.Parameter(torch.zeros(8, dtype=torch.bfloat16))
+    optimizer = AdamW([old], lr=0.1, weight_decay=0, master_weights=True)
+    steps(optimizer, 2)
+    new = nn.Parameter(torch.full((8,), 5.0, dtype=torch.bfloat16))
+    while new._version < old._version:
+        torch.autograd.graph.increment_version([new])
+    optimizer.state[new] = optimizer.state.pop(old)
+    optimizer.param_groups[0]["params"] = [new]
+    steps(optimizer, 1)
+    assert (new > 4).all()
+
+
+class Wrapped(torch.Tensor):
+    """A tensor without memory of its own around another, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        def unwrap(value):
+            return value.inner if isinstance(value, cls) else value
+
+        out = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs or {}))
+        return tree_map(lambda value: cls(value) if isinstance(value, torch.Tensor) else value, out)
+
+
+@pytest.mark.parametrize("cls", PAIRS, ids=lambda c: c.__name__)
+def test_tensors_without_memory_beside_plain_ones(cls):
+    """They get where torch's dispatcher sends them; a state among plain ones is refused. Neither is address 0."""
+    inner = torch.zeros(6)
+    params = [nn.Parameter(torch.zeros(6)), nn.Parameter(Wrapped(inner))]
+    optimizer = cls(params, lr=0.1, **({"momentum": 0.9} if cls is SGD else {}))
+    params[0].grad, params[1].grad = torch.ones(6), Wrapped(torch.ones(6))
+    optimizer.step()
+    assert torch.equal(inner, params[0]) and (inner < 0).all()
+    optimizer = cls(params[:1], lr=0.1, **({"momentum": 0.9} if cls is SGD else {}))
+    optimizer.step()
+    (state,) = optimizer.state.values()
+    (name,) = {"exp_avg", "sum", "momentum_buffer"} & state.keys()
+    state[name] = Wrapped(state[name])
+    with pytest.raises(TypeError, match=r"\[0\] must be a plain tensor, got a Wrapped without memory"):
+        optimizer.step()
 
 
 def test_gradients_that_replace_others_at_the_same_address_or_another():

@@ -41,7 +41,7 @@ template <class T> struct ColumnBlock {
 
 // Of the columns of one step. No lane adds more than 64 terms in T, as in a row: longer sums go on in double.
 template <class T> struct ColumnTotals {
-  T peak[kStep<T>];                    // the largest element, 0 for -inf
+  T peak[kStep<T>];                    // the largest element
   T factor[kStep<T>], rest[kStep<T>];  // 1 / sum in two parts, or the sum of a gradient, or with log that of a sum
   double sum[kStep<T>];
 
@@ -60,15 +60,15 @@ template <class T> struct ColumnTotals {
   BIGMODEL_INLINE void add_exp(T* z, int64_t rows, bool first, bool kept) {
     Pack<T> before = first ? splat(-kInfinity<T>) : load_whole(peak), largest = before;
     for (int64_t row = 0; row < rows; ++row) largest = greater(load_whole(z + row * kStep<T>), largest);
+    put<false>(peak, largest);
     constexpr T least = -kInfinity<T>;
     constexpr Vec<T> zero{};
-    largest = {largest.lo == least ? zero : largest.lo, largest.hi == least ? zero : largest.hi};
-    put<false>(peak, largest);
+    const Pack<T> base{largest.lo == least ? zero : largest.lo, largest.hi == least ? zero : largest.hi};
     T moved[kStep<T>];
-    put<false>(moved, exp(before - largest));
+    put<false>(moved, exp(before - base));
     for (int i = 0; i < kStep<T>; ++i) sum[i] *= double(moved[i]);
     add(rows, BIGMODEL_BODY(int64_t row) {
-      Pack<T> e = exp(load_whole(z + row * kStep<T>) - largest);
+      Pack<T> e = exp(load_whole(z + row * kStep<T>) - base);
       if (kept) put<false>(z + row * kStep<T>, e);
       return e;
     });

@@ -325,11 +325,14 @@ def convert(model: Module, *, norms: bool = True, attention: bool = False, verbo
         A ConvertReport: what was replaced and what was left, with the reason.
 
     Raises:
-        TypeError: model is not a torch.nn.Module.
+        TypeError: model is not a torch.nn.Module, or a flag is not a bool.
         ValueError: model is compiled or scripted.
         RuntimeError: attention is True and transformers is older than 5.
     """
     _check_model("convert", model)
+    for name, flag in (("norms", norms), ("attention", attention), ("verbose", verbose)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"convert: {name} must be a bool, got {type(flag).__name__}.")
     if sealed := _sealed(model):
         raise ValueError(f"convert: model cannot be changed, {sealed}.")
     report = ConvertReport()

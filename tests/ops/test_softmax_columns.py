@@ -42,6 +42,9 @@ def test_special_values_follow_stock(isa, name):
         math.nan, math.inf, -math.inf, -math.inf, math.nan, -math.inf
     )  # fmt: skip
     assert_close(ours(x, 0), stock(x, 0), equal_nan=True)
+    tall = torch.full((40_000, 16), -math.inf)  # the longest block has 32768 rows
+    tall[39_000:] = -500.0
+    assert_close(ours(tall, 0), stock(tall, 0))
 
 
 @NAMES

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from bigmodel import _check, ops
 from bigmodel._attention import attention
 from bigmodel.nn.position import alibi_slopes
+from bigmodel.ops._softmax_checks import check_options, check_scores
 
 
 class AttentionSoftmax(torch.nn.Module):
@@ -22,7 +23,8 @@ class AttentionSoftmax(torch.nn.Module):
         sinks: with a learned logit per head in the denominator, the parameter `sinks` of shape (num_heads,), zeros.
         dropout_p: as in `attention_softmax`, in training only.
 
-    Raises, like its calls, what `attention_softmax` raises.
+    Raises:
+        TypeError, ValueError: what `attention_softmax` would raise in a training step.
 
     Shapes: scores (..., heads, queries, keys), mask broadcast to that (bool: True takes part), output as scores.
     """
@@ -37,6 +39,7 @@ class AttentionSoftmax(torch.nn.Module):
         device=None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        _check_softmax("AttentionSoftmax", scale, causal, window, softcap, dropout_p, out_dtype, inplace)
         if num_heads is None and (alibi or sinks):
             raise ValueError("AttentionSoftmax: num_heads is None, but alibi and sinks are one value for each head.")
         self.scale = scale
@@ -51,11 +54,6 @@ class AttentionSoftmax(torch.nn.Module):
         )
         self.register_buffer("alibi_slopes", alibi_slopes(num_heads or 0, device) if alibi else None, persistent=False)
         self.reset_parameters()
-        nothing = torch.empty(1, 0, 0, device="meta")  # on which it refuses what it would refuse in a training step
-        ops.attention_softmax(
-            nothing, scale=scale, causal=causal, window=window, softcap=softcap, dropout_p=dropout_p,
-            out_dtype=out_dtype,
-        )  # fmt: skip
 
     def reset_parameters(self) -> None:
         if self.sinks is not None:
@@ -84,6 +82,15 @@ class AttentionSoftmax(torch.nn.Module):
         return ", ".join([f"scale={self.scale:g}", *shown])
 
 
+def _check_softmax(op: str, scale, causal, window, softcap, dropout_p, out_dtype, inplace) -> None:
+    """Refuses before the first call what a training step would."""
+    nothing = torch.empty(1, 0, 0, device="meta")
+    check_scores(op, nothing, False, out_dtype)
+    if not isinstance(inplace, bool):
+        raise TypeError(f"{op}: inplace must be a bool, got {type(inplace).__name__}.")
+    check_options(op, nothing, scale, None, causal, window, None, softcap, None, dropout_p)
+
+
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """torch.nn.MultiheadAttention through `bigmodel.attention`: its arguments, parameters and state_dict.
 
@@ -96,7 +103,20 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
 
     Shapes: query (queries, batch, embed_dim), key and value (keys, batch, kdim and vdim), batch before the length
     with batch_first, or none of them with a batch.
+
+    Raises:
+        TypeError, ValueError: a dropout that is no number in [0, 1), and torch.nn's own.
     """
+
+    def __init__(
+        self, embed_dim, num_heads, dropout=0.0, bias=True, add_bias_kv=False, add_zero_attn=False, kdim=None,
+        vdim=None, batch_first=False, device=None, dtype=None,
+    ) -> None:  # fmt: skip
+        if not 0 <= _check.number("MultiheadAttention", "dropout", dropout) < 1:
+            raise ValueError(f"MultiheadAttention: dropout is {dropout}; it must be at least 0 and less than 1.")
+        super().__init__(
+            embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype
+        )
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,

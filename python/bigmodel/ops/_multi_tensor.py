@@ -7,23 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from bigmodel import _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.ops._table import Table, Tensors
 
 _SCRATCH_PER_ROW = 4  # float64
+_CLASSES = (Tensor, Parameter)
 
 
 def direct(*lists: Sequence[Tensor]) -> bool:
-    """Whether a call may skip torch's dispatcher; tensors of a list are of one kind, so the first speaks for all.
+    """Whether a call may skip torch's dispatcher: the first tensor of a list speaks for the device of all.
 
-    But any of them may be a view with the negative bit, which the dispatcher resolves.
+    But any of them may be of a class without memory of its own, or a view with the negative bit.
     """
     if not _registry.direct([tensors[0] for tensors in lists if tensors]):
         return False
     try:
-        return not _registry._C.any_negative(Tensor.is_neg, lists)
+        return _registry._C.all_plain(Tensor.is_neg, _CLASSES, lists)
     except TypeError:
         return True  # no tensor: what builds the table says which
 

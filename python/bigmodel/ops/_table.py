@@ -76,7 +76,7 @@ class TableCache:
             table = build(op, streams)
             if not table._copies:  # a copy of a gradient holds the values of this call only
                 self._names = tuple(lists)
-                self._described, self._table = _describe(tuple(lists.values())), table
+                self._described, self._table = describe(tuple(lists.values())), table
         return table
 
     def refreshed(self, lists: dict[str, Tensors]) -> Table | None:
@@ -108,7 +108,7 @@ class Refreshed(TableCache):
         return self._table
 
 
-def _describe(lists: tuple[Tensors, ...]) -> Any:
+def describe(lists: tuple[Tensors, ...]) -> Any:
     """All that `build` looks at but the addresses, to be compared; None where tensors cannot be described."""
     try:
         if _DLPACK is not None:
@@ -119,7 +119,7 @@ def _describe(lists: tuple[Tensors, ...]) -> Any:
 
 
 def _attributes(tensor: Tensor) -> tuple:
-    return tensor.dtype, tensor.get_device(), tensor.size(), tensor.stride()
+    return tensor.dtype, tensor.get_device(), tensor.size(), tensor.stride(), tensor.data_ptr() == 0
 
 
 def _read_addresses(lists: tuple[Tensors, ...], described: Any, table: Table) -> bool:
@@ -127,7 +127,7 @@ def _read_addresses(lists: tuple[Tensors, ...], described: Any, table: Table) ->
     try:
         if _DLPACK is not None:
             return _C.read_addresses(_DLPACK, lists, described, table.pointer, table.rows)
-        if _describe(lists) != described:
+        if describe(lists) != described:
             return False
         for place, tensors in enumerate(lists):
             if tensors:
@@ -159,6 +159,9 @@ def build(op: str, streams: Sequence[Stream]) -> Table:
                 continue
             tensor = _accepted(op, stream, row, tensor, first[row], streams[0].name, device, copies)
             column[row] = tensor.data_ptr()
+            if not column[row] and tensor.numel():
+                kind = type(tensor).__name__
+                raise TypeError(f"{op}: {stream.name}[{row}] must be a plain tensor, got a {kind} without memory.")
             if stream.elements != "scales":
                 formats[row] |= _FORMATS[tensor.dtype] << 8 * place
         columns.append(column)

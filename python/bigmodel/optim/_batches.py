@@ -1,21 +1,21 @@
 """Which tensors a step updates in which call, and what of the last step still holds.
 
 Looking 500 small tensors and their states up in Python takes far longer than updating them. So what a step has found is
-kept, and the next one has native code see that it is so still: the same parameters with the same states, in them the
-same tensors, of the same kinds. Only gradients may be others, and addresses, which are read anew.
+kept, and the next one has native code see that it is so still: the same parameters with the same states, and tensors of
+the same kinds. Gradients and the tensors in the states may be others, and addresses, which are read anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bigmodel import _registry
-from bigmodel.ops._table import Refreshed, TableCache
+from bigmodel.ops._table import Refreshed, TableCache, describe
 from bigmodel.optim._distributed import (
     PLAIN,
     Spread,
@@ -28,7 +28,7 @@ from bigmodel.optim._distributed import (
 
 _C = _registry._C
 _CLASSES = tuple(PLAIN)
-_layout, _dtype, _device_index = attrgetter("layout"), attrgetter("dtype"), Tensor.get_device
+_layout, _device_index = attrgetter("layout"), Tensor.get_device
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,9 @@ class Batch(NamedTuple):
         owners: the parameters, as they are in the group.
         params, grads: their local parts.
         states: of the parameters, in their order.
-        cache: for the op, where all but the gradients is as in the last step; else None.
+        columns: the tensors of the states, by the op's argument. Every step looks them up and nothing keeps them, so
+            that replacing them, as offloading does, gives their memory back.
+        cache: of the op's table; None before `columns` are there.
     """
 
     key: tuple[int, torch.device, Spread | None]
@@ -48,7 +50,8 @@ class Batch(NamedTuple):
     params: Sequence[Tensor]
     grads: Sequence[Tensor]
     states: list[dict[str, Any]]
-    cache: Refreshed | None = None
+    columns: dict[str, Any] = {}  # noqa: RUF012, never written to
+    cache: TableCache | None = None
 
     @property
     def whole(self) -> bool:
@@ -61,65 +64,71 @@ class Rows:
 
     Attributes:
         cache: of its table.
-        columns: the tensors of its states, by the op's argument; `names` are their keys in a state.
-        batch: the last one, without its gradients.
-        settings, sizes: of the group and the parameters, and of the states, when nothing was missing in these.
+        names: the keys of the columns in a state, by the op's argument.
+        batch: the last one, without gradients and columns.
+        settings, described: of the group, and of the parameters and columns, when nothing was missing in the states.
         versions: of the parameters after the last step, where they have masters.
     """
 
-    __slots__ = ("batch", "cache", "columns", "names", "settings", "sizes", "versions")
+    __slots__ = ("batch", "cache", "described", "names", "settings", "versions")
 
     def __init__(self) -> None:
         self.cache = TableCache()
-        self.columns: dict[str, Any] = {}
-        self.names: tuple[str, ...] = ()
+        self.names: dict[str, str] = {}
         self.batch: Batch | None = None
         self.settings: Any = None
-        self.sizes: list[int] = []
+        self.described: Any = None
         self.versions: list[int] | None = None
 
-    def complete(self, settings: Any, batch: Batch) -> bool:
-        """Whether these are the states, settings and kinds of parameters of the last step."""
+    def complete(self, settings: Any, batch: Batch, described: Any) -> bool:
+        """Whether parameters, states and settings are those of the last step, and of the same kinds."""
         return (
             self.batch is not None
-            and self.settings == (settings, *kinds(batch.params))
-            and list(map(id, self.batch.states)) == list(map(id, batch.states))
-            and self.sizes == list(map(len, batch.states))
+            and self.settings == settings
+            and _same(self.batch.owners, batch.owners)
+            and _same(self.batch.states, batch.states)
+            and self.described is not None
+            and self.described == described
         )
 
-    def completed(self, settings: Any, batch: Batch) -> None:
-        """Nothing is missing in the states of a batch any more."""
-        self.settings, self.versions = (settings, *kinds(batch.params)), None
-        self.sizes = list(map(len, batch.states))
-
-    def read(self, batch: Batch, names: dict[str, str]) -> None:
-        """Takes the tensors of a batch's states."""
-        self.columns = {
-            argument: [None if (t := state.get(name)) is None else local(t) for state in batch.states]
-            for argument, name in names.items()
-        }
+    def keep(self, settings: Any, batch: Batch, names: dict[str, str], described: Any) -> None:
+        """Nothing is missing in the states of this batch."""
         owners = list(batch.owners)
         params = owners if batch.params is batch.owners else batch.params
-        self.names, self.batch = tuple(names.values()), batch._replace(owners=owners, params=params, grads=())
+        self.batch = batch._replace(owners=owners, params=params, grads=(), columns={})
+        self.settings, self.names, self.described = settings, names, described
 
     def as_before(self, group: dict[str, Any], settings: Any) -> Batch | None:
-        """The last batch with new gradients, or None where anything else has changed."""
+        """The last batch with new gradients, or None where anything else is another object or of another kind."""
         last = self.batch
-        if last is None or self.settings[0] != settings:
+        if last is None or self.settings != settings:
             return None
-        columns = tuple(self.columns.values())
-        grads = _C.gradients_as_before(
-            list(group["params"]), _CLASSES, last.owners, last.states, self.sizes, self.names, columns
-        )
-        if grads is None:
+        names = tuple(self.names.values())
+        found = _C.gradients_and_states(list(group["params"]), _CLASSES, last.owners, last.states, names)
+        if found is None:
             return None
-        table = self.cache.refreshed({"params": last.owners, "grads": grads, **self.columns})
-        return None if table is None else last._replace(group=group, grads=grads, cache=Refreshed(table))
+        grads, columns = found[0], dict(zip(self.names, found[1], strict=True))
+        table = self.cache.refreshed({"params": last.owners, "grads": grads, **columns})
+        if table is None:
+            return None
+        return last._replace(group=group, grads=grads, columns=columns, cache=Refreshed(table))
 
 
-def kinds(params: Sequence[Tensor]) -> tuple[list, list]:
-    """What the formats of states depend on beside settings."""
-    return list(map(Tensor.stride, params)), list(map(_dtype, params))
+def described(batch: Batch) -> Any:
+    """What the formats of states depend on beside settings, and the formats that they have."""
+    return describe((batch.params, *batch.columns.values()))
+
+
+def _same(one: Sequence, other: Sequence) -> bool:
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def columns_of(states: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
+    """What the states have under each name, or None, by the op's argument."""
+    return {
+        argument: [None if (t := state.get(name)) is None else local(t) for state in states]
+        for argument, name in names.items()
+    }
 
 
 def one_device(params: Sequence[Tensor], grads: Sequence[Tensor]) -> bool:

@@ -149,8 +149,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._started = True
         control = self._control(parts, batches)
         for batch in batches:
-            rows = self._ready(batch)
-            self._update(batch, rows, batch.cache or rows.cache, control.on(batch.key[1]))
+            self._update(self._ready(batch), control.on(batch.key[1]))
             if batch.params is not batch.owners:
                 torch.autograd.graph.increment_version([p for p in batch.owners if is_dtensor(p)])
         self._update_idle(idle, control)
@@ -165,6 +164,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         idle: list[tuple[dict, Tensor]] = []
         sharded: list[Tensor] = []
         seen = _registry._C.same_items(self.state, *self._seen)
+        if not seen:
+            for kept in self._rows.values():
+                kept.batch = None  # and the states that left, before there are new ones
         for index, group in enumerate(self.param_groups):
             rows = self._whole.pop(index, None)
             if seen and rows is not None and (batch := rows.as_before(group, self._settings(group))) is not None:
@@ -248,8 +250,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # --- what a subclass does -------------------------------------------------------------------------------------
 
-    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
-        """One call of the op, on `rows.columns`."""
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
+        """One call of the op."""
         raise NotImplementedError
 
     def _update_idle(self, idle: list[tuple[dict, Tensor]], control: Control) -> None:
@@ -269,19 +271,22 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _complete(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Adds what the state of a parameter lacks, and brings what it has into the format that the group asks for."""
 
-    def _ready(self, batch: Batch) -> Rows:
-        """The rows of a batch whose states are complete."""
-        rows = self._rows[batch.key]
-        if batch.cache is None:
-            settings = self._settings(batch.group)
-            if not rows.complete(settings, batch):
-                for param, state in zip(batch.owners, batch.states, strict=True):
-                    self._complete(param, state, batch.group)
-                rows.completed(settings, batch)
-            rows.read(batch, self._columns(batch.group))
-            if batch.whole:
-                self._whole[batch.key[0]] = rows
-        return rows
+    def _ready(self, batch: Batch) -> Batch:
+        """The batch with its table's cache, its states complete and looked up."""
+        if batch.cache is not None:
+            return batch
+        rows, settings, names = self._rows[batch.key], self._settings(batch.group), self._columns(batch.group)
+        ready = batch._replace(columns=_batches.columns_of(batch.states, names), cache=rows.cache)
+        described = _batches.described(ready)
+        if not rows.complete(settings, ready, described):
+            for param, state in zip(batch.owners, batch.states, strict=True):
+                self._complete(param, state, batch.group)
+            ready = ready._replace(columns=_batches.columns_of(batch.states, names))
+            described, rows.versions = _batches.described(ready), None
+        rows.keep(settings, ready, names, described)
+        if batch.whole:
+            self._whole[batch.key[0]] = rows
+        return ready
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bigmodel.ops import adagrad_
-from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
-from bigmodel.optim._batches import Batch, Rows
+from bigmodel.optim._batches import Batch
 from bigmodel.optim._distributed import local
 from bigmodel.optim._optimizer import FusedOptimizer
 
@@ -50,17 +49,17 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     def _columns(self, group: dict[str, Any]) -> dict[str, str]:
         return {"sums": "sum", "steps": "step"}
 
-    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         group = batch.group
         adagrad_(
             batch.params,
             batch.grads,
-            **rows.columns,
+            **batch.columns,
             lr=group["lr"],
             lr_decay=group["lr_decay"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
-            cache=cache,
+            cache=batch.cache,
             **control,
         )

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from bigmodel import _check
 from bigmodel.ops import adam_
-from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
 from bigmodel.optim._batches import Batch, Rows
 from bigmodel.optim._distributed import is_dtensor, local
@@ -145,8 +144,8 @@ class _Adam(FusedOptimizer):
             if master is not None and (rows.versions is None or rows.versions[row] != versions[row]):
                 master.copy_(torch.where(master.to(param.dtype) == param, master, param))
 
-    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
-        group, masters = batch.group, rows.columns.get("masters")
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
+        group, rows, masters = batch.group, self._rows[batch.key], batch.columns.get("masters")
         get = group.get
         if masters:
             self._follow_writes(batch, rows, masters)
@@ -156,7 +155,7 @@ class _Adam(FusedOptimizer):
         adam_(
             batch.params,
             batch.grads,
-            **rows.columns,
+            **batch.columns,
             lr=group["lr"],
             beta1=_number("beta1", beta1),
             beta2=_number("beta2", beta2),
@@ -166,7 +165,7 @@ class _Adam(FusedOptimizer):
             maximize=group["maximize"],
             ema_decay=get("ema_decay") or 0.0,
             seed=seed,
-            cache=cache,
+            cache=batch.cache,
             **control,
         )
         if masters:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bigmodel.ops import sgd_
-from bigmodel.ops._table import TableCache
 from bigmodel.optim import _state
-from bigmodel.optim._batches import Batch, Rows
+from bigmodel.optim._batches import Batch
 from bigmodel.optim._distributed import local
 from bigmodel.optim._optimizer import FusedOptimizer
 
@@ -62,18 +61,18 @@ class SGD(FusedOptimizer, torch.optim.SGD):
         if group["dampening"] != 0 and "started" not in state:
             state["started"] = torch.full((), float(began), dtype=torch.float32, device=local(param).device)
 
-    def _update(self, batch: Batch, rows: Rows, cache: TableCache, control: dict[str, Any]) -> None:
+    def _update(self, batch: Batch, control: dict[str, Any]) -> None:
         group = batch.group
         sgd_(
             batch.params,
             batch.grads,
-            **rows.columns,
+            **batch.columns,
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
             weight_decay=float(group["weight_decay"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            cache=cache,
+            cache=batch.cache,
             **control,
         )
