@@ -180,6 +180,18 @@ def test_states_that_are_replaced_give_their_memory_back(cls):
     assert old and not any(ref() is not None for ref in old)
 
 
+def test_states_that_are_dropped_are_gone_before_there_are_new_ones(monkeypatch):
+    params = parameters()
+    optimizer = AdamW(params, lr=0.1)
+    steps(optimizer, 3)
+    old = [weakref.ref(state["exp_avg"]) for state in optimizer.state.values()]
+    optimizer.state.clear()
+    alive, complete = [], AdamW._complete
+    monkeypatch.setattr(AdamW, "_complete", lambda *arguments: (alive.extend(r() for r in old), complete(*arguments)))
+    steps(optimizer, 1)
+    assert alive and not any(value is not None for value in alive)
+
+
 def test_a_parameter_that_takes_over_a_state_is_not_lost_under_its_master():
     """Though it has been written to as often as the one before it."""
     old = nn.Parameter(torch.zeros(8, dtype=torch.bfloat16))
