@@ -35,7 +35,7 @@ Prices make_prices(const Job& job, const Array<double>& unit, const Array<int64_
   const bool alike =
       unit.ndim() == 2 && free.ndim() == 2 && unit.shape(0) == free.shape(0) && unit.shape(1) == free.shape(1);
   if (!alike || first < 0 || first >= last || last > unit.shape(1) || !(h > 0)) {
-    throw std::invalid_argument("planner: unit and free must both be (pools, slots), with the window inside, h above 0.");
+    throw std::invalid_argument("planner: unit and free must both be (pools, slots), the window inside, h above 0.");
   }
   const size_t slots = static_cast<size_t>(unit.shape(1));
   bool inside = job.late.size() == slots + 1 && job.early.size() == slots + 1;

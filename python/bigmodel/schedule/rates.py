@@ -16,7 +16,7 @@ def points(job: Job, pool: str) -> list[tuple[int, float]]:
 
 
 def interpolate(known: list[tuple[int, float]], devices: np.ndarray) -> np.ndarray:
-    """Rates on `devices`, linear between neighbouring points; at least 1 device, and no more than the last point has."""
+    """Rates on `devices`, linear between neighbouring points; from 1 device up to the last point's."""
     count, rate = (np.array(column) for column in zip(*known, strict=True))
     above = np.searchsorted(count, devices)
     below = above - 1

@@ -44,7 +44,7 @@ class Worker:
         return self.finish(end - time.monotonic())
 
     def begin(self, kind: str, arguments: dict[str, Any], limit: float) -> None:
-        """Sends a call off; `finish` waits for its answer. What is not taken within `limit` seconds is overdue there."""
+        """Sends a call off; `finish` waits for its answer. If not taken within `limit` seconds it is overdue there."""
         self._ticket += 1
         try:
             self._send((self._ticket, kind, arguments), time.monotonic() + max(limit, 0.0) + _GRACE)
