@@ -43,8 +43,8 @@ def runtimes(wheel: Path) -> list[str]:
     """OpenMP's, CUDA's, torch's and C++'s libraries that a wheel carries or asks the loader for: none, in a release."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        (extension,) = (name for name in names if "/_C." in name)
-        code = archive.read(extension)
+        modules = [name for name in names if name.endswith(".so")]
+        code = b"".join(map(archive.read, modules))
     carried = [name for name in names if re.search(r"libgomp|cudart|\.libs/", name)]
     asked = ("libgomp", "libcudart", "libtorch", "libstdc++")
     return carried + [library for library in asked if library.encode() + b".so" in code]

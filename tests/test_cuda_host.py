@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cuda_host import Executor, Matrix, build, open_module
+from cuda_host import __main__ as traffic_table
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +205,12 @@ def test_bank_conflicts_and_uncoalesced_accesses_are_counted(probes):
     assert costs["global", "write"] == [(1, 4, 4)]
     assert sorted(costs["shared", "read"]) == [(32, 32, 32), (32, 32 * 32, 32)]  # padded and not
     assert sorted(costs["shared", "write"]) == [(32, 32, 32), (32, 32, 32)]
+
+
+def test_make_traffic_has_a_row_for_each_kernel_of_a_call(monkeypatch, capsys):
+    wanted = "grad_total and grad_scale, bfloat16"
+    chosen = [(name, call) for name, call in traffic_table.calls() if name == wanted]
+    monkeypatch.setattr(traffic_table, "calls", lambda: chosen)
+    traffic_table.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(f"| {wanted} |")]
+    assert len(rows) >= 2 and all(int(row[2]) > 0 for row in rows)

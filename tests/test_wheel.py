@@ -18,7 +18,16 @@ def wheel(tmp_path_factory) -> Path:
 def test_contents(wheel):
     assert not release.runtimes(wheel), "no runtime may travel along, and OpenMP binds to the one that torch has loaded"
     with zipfile.ZipFile(wheel) as archive:
-        assert "bigmodel/benchmarks/norm.py" in archive.namelist()
+        names = archive.namelist()
+    assert "bigmodel/benchmarks/norm.py" in names
+    assert {Path(name).name.split(".")[0] for name in names if name.endswith(".so")} == {"_C", "_planner"}
+
+
+def test_no_module_may_ask_for_a_runtime(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
+        archive.writestr("bigmodel/_C.cpython-311-x86_64-linux-gnu.so", b"libc.so.6")
+        archive.writestr("bigmodel/_planner.cpython-311-x86_64-linux-gnu.so", b"libc.so.6\0libstdc++.so.6")
+    assert release.runtimes(tmp_path / "some.whl") == ["libstdc++"]
 
 
 def test_clean_environment_without_a_compiler(wheel, tmp_path):

@@ -44,6 +44,7 @@ Units choose_units(const Job& job, const std::vector<Configuration>& kept, doubl
   for (const Configuration& k : kept) slowest = std::min(slowest, k.rate);
   const double finest =
       std::max(slowest * h / static_cast<double>(grid.per_slot), job.work / static_cast<double>(grid.most));
+  if (job.work <= finest) return {1, job.work};
   std::vector<double> steps;
   if (!like.empty()) {
     steps = matched(job, h, finest, like);

@@ -137,7 +137,7 @@ class Table {
 
   Commitment commit(const Column& column, double loss, int64_t least) const {
     const double h = prices_.h, rate = column.on.rate;
-    const int64_t set_up = static_cast<int64_t>(std::ceil(loss / h - kTolerance));
+    const int64_t set_up = whole(std::ceil(loss / h - kTolerance));
     // What reaches past the window is never finished.
     const int64_t slots = std::min(std::max({least, set_up, int64_t{1}}), slots_);
     Commitment made;
@@ -171,7 +171,7 @@ class Table {
   void bound_units() {
     std::vector<int64_t> most(slots_, 0);
     for (const Column& column : columns_) {
-      const int64_t gain = static_cast<int64_t>(std::ceil(column.on.rate * prices_.h / step_));
+      const int64_t gain = whole(std::ceil(column.on.rate * prices_.h / step_));
       for (int64_t s = 0; s < slots_; ++s) {
         if (column.reach[s] > 0) most[s] = std::max(most[s], gain);
       }

@@ -17,7 +17,7 @@ Schedule cheapest_run(const Job& job, const Prices& prices, int64_t first, int64
     const Configuration& on = job.configurations[k];
     const double loss = goes_on ? job.setup_left : on.startup + (job.started ? job.restart : 0.0);
     const double hours = loss + job.work / on.rate;
-    const int64_t length = std::max(int64_t{1}, static_cast<int64_t>(std::ceil(hours / h - kTolerance)));
+    const int64_t length = std::max(int64_t{1}, whole(std::ceil(hours / h - kTolerance)));
     const double part = on.per_second ? hours / h - static_cast<double>(length - 1) : 1.0;
     const int64_t* free = prices.free + on.pool * prices.slots;
     const double* unit = prices.unit + on.pool * prices.slots;

@@ -27,6 +27,8 @@ def grid(data, free, h, rounding, first, last):
     if not len(gains):
         return 1, data.work
     finest = max(gains.min() / UNITS, data.work / path.MOST_UNITS["tied" if data.switches else "free"])
+    if data.work <= finest:
+        return 1, data.work
     steps = np.linspace(finest, min(1.4 * finest, data.work), 256 if rounding == "up" else 32)
     units = gains[None, :] / steps[:, None]
     step = steps[np.argmin(np.abs(ROUND[rounding][1](units) / units - 1).mean(axis=1))]
@@ -178,6 +180,43 @@ def test_an_unbroken_run_equals_trying_every_start():
             assert (ours.cost < np.inf) == bool(ours.use)
             found += ours.cost < np.inf
     assert found > SEEDS
+
+
+def alone(work, *rates, **pool):
+    """A job's data where one device of pool i does rates[i] of its work in a second, and its price and free devices."""
+    points = tuple(Rate(pool=f"p{i}", devices=1, rate=rate) for i, rate in enumerate(rates))
+    pools = tuple(Pool(name=f"p{i}", count=1, price=1.0, billing="second", **pool) for i in range(len(rates)))
+    problem = Problem(slots=6, pools=pools, jobs=(Job(name="j", work=work, throughput=points),))
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    return inst.jobs[0], inst.unit, inst.free(), 1.0
+
+
+@pytest.mark.parametrize("work", [0.1, 5.0, 17.0])
+def test_work_of_less_than_a_unit_costs_no_more_than_it_takes(work):
+    """A unit of more than the work would make the bound dearer than the job."""
+    low, high = (path.cheapest(*alone(work, 1.0, 0.77), rounding=r, first=0, last=6).cost for r in ("up", "down"))
+    assert low <= work / 3600 * (1 + 1e-9)
+    assert high == pytest.approx(work / 3600)
+    fine = path.cheapest(*alone(1e-5, 1e12), rounding="up", units=path.FINE, like=[(5, 0, 1)], first=0, last=6).cost
+    assert fine == pytest.approx(1e-17 / 3600)
+
+
+@pytest.mark.parametrize("rounding", ROUND)
+def test_more_units_and_slots_than_whole_numbers_count(rounding):
+    window = {"rounding": rounding, "first": 0, "last": 6}
+    assert path.cheapest(*alone(1.0, 1e18, 1e-6), **window).cost < 1e-12
+    assert path.cheapest(*alone(1.0, 1.0, startup_hours=1e18), **window).cost == np.inf
+    data, *rest = alone(1.0, 1e-30, 1.0)
+    assert path.unbroken(data, *rest, 0, 6).use == ((0, 1, 1),)
+
+
+@pytest.mark.parametrize("wrong", [{"like": [(0, 9, 1)]}, {"units": -1}, {"rate": 0.0}, {"work": 0.0}, {"h": 0.0}])
+def test_what_no_grid_can_be_made_of_is_refused(wrong):
+    data, unit, free, h = alone(3600.0, 1.0)
+    options = {name: wrong[name] for name in ("like", "units") if name in wrong}
+    data = replace(data, work=wrong.get("work", data.work), rate=data.rate * wrong.get("rate", 1.0))
+    with pytest.raises(ValueError, match=r"^planner: .*\.$"):
+        path.cheapest(data, unit, free, wrong.get("h", h), rounding="up", first=0, last=6, **options)
 
 
 @pytest.mark.parametrize("wrong", ["shape", "window", "pool", "slots"])

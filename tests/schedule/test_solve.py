@@ -19,7 +19,21 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Objective, Pool, Problem, Rate, bounds, instance, mip, search, solver, state, worker
+from bigmodel.schedule import (
+    Job,
+    Objective,
+    Pool,
+    Problem,
+    Rate,
+    bounds,
+    instance,
+    mip,
+    programmes,
+    search,
+    solver,
+    state,
+    worker,
+)
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
 from bigmodel.schedule.columns import Columns
@@ -198,8 +212,8 @@ def test_the_dynamic_programme_is_exact_alone(seed):
         for rounding in ("up", "down")
     )
     run = search.Search(inst, solver.shared(), time.monotonic() + 20, 0.0)
-    exact = mip.solve(run.worker, run._model([0], search.State(inst)).program(), 20)
-    assert exact.closed
+    exact = mip.solve(run.worker, programmes.model(inst, [0], state.State(inst)).program(), 20)
+    assert not exact.late
     assert low <= exact.value * (1 + 1e-6) and exact.value <= high * (1 + 1e-6)
     assert high - low <= 0.03 * high
 
@@ -320,6 +334,62 @@ def test_an_answer_that_nobody_waited_for_blocks_nothing():
         assert solver_process.call("linprog", program | {"c": np.full(n, 2.0)}, 60)["value"] == pytest.approx(2 * n)
     finally:
         solver_process.kill()
+
+
+def test_a_call_that_the_process_does_not_take_is_overdue():
+    """It has stopped; what does not fit into the pipe must not be waited for without end."""
+    solver_process, n = worker.Worker(), 50_000
+    program = {"c": np.ones(n), "bounds": np.stack([np.ones(n), np.full(n, 2.0)], axis=1), "method": "highs"}
+    try:
+        assert solver_process.call("linprog", program, 60)["value"] == pytest.approx(n)
+        os.kill(solver_process._child.pid, signal.SIGSTOP)
+        signal.alarm(60)  # the test ends without the mend, too: by this signal
+        with pytest.raises(worker.Overdue):
+            solver_process.call("linprog", program, 0.0)
+        assert solver_process.call("linprog", program, 60)["value"] == pytest.approx(n)
+    finally:
+        signal.alarm(0)
+        solver_process.kill()
+
+
+class Recorded:
+    """A worker that answers each call with `status` after a fifth of a second, and without a point."""
+
+    def __init__(self, status):
+        self.status, self.limits = status, []
+
+    def begin(self, kind, arguments, limit):
+        self.limits.append(arguments["options"]["time_limit"])
+
+    def finish(self, limit):
+        time.sleep(0.2)
+        return {"status": self.status, "x": None, "bound": None}
+
+
+def test_the_second_look_of_milp_has_what_the_first_left():
+    recorded = Recorded(2)
+    assert mip.solve(recorded, {}, 1.0).infeasible
+    assert recorded.limits[0] <= 1.0 and recorded.limits[1] <= 0.8
+
+
+@pytest.mark.parametrize("status, late", [(1, True), (4, False)])
+def test_only_the_clock_makes_a_neighbourhoods_answer_late(status, late):
+    """Taken up after its time, but ended by its number of nodes: another run ends likewise."""
+    problem = schedule.generate(2, 1, 12, 0.3, "B").problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    run = search.Search(inst, Recorded(status), time.monotonic() + 1.0, 0.0)
+    pending = run._send(programmes.Programme({}, 0.0, lambda x: None))
+    time.sleep(0.3)  # a fifth of the time is the programme's
+    assert run._collect(pending) is None and run.cut == late
+
+
+def test_a_relaxation_that_nobody_waits_for_is_ended():
+    """Time runs out while the first plan is made: the next stage finds the solver's process free."""
+    problem = schedule.generate(2, 1, 12, 0.3, "B").problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    solver_process = worker.Worker()
+    assert search.Search(inst, solver_process, time.monotonic() - 1.0, 0.0).run().cut
+    assert solver_process._child is None
 
 
 def test_a_plan_that_breaks_a_rule_is_not_returned(monkeypatch):

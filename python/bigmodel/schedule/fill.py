@@ -14,18 +14,16 @@ from bigmodel.schedule.path import Schedule
 
 def hull(devices: np.ndarray, rate: np.ndarray) -> list[tuple[int, float]]:
     """(devices, rate) points on the concave majorant of a pool's rates, the origin first."""
-    points = [(0, 0.0)]
+    points, slopes = [(0, 0.0)], [np.inf]  # of the edge that ends in each point
     for n, r in sorted(zip(devices.tolist(), rate.tolist(), strict=True)):
-        while len(points) > 1 and _slope(points[-2], points[-1]) <= _slope(points[-1], (n, r)):
+        while (slope := (r - points[-1][1]) / (n - points[-1][0])) >= slopes[-1]:
             points.pop()
+            slopes.pop()
         points.append((n, r))
+        slopes.append(slope)
     while len(points) > 1 and points[-1][1] <= points[-2][1]:
         points.pop()
     return points
-
-
-def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
 
 
 def cheapest(data: JobData, unit, free, h: float, *, optimistic: bool, first: int, last: int) -> Schedule:

@@ -63,6 +63,12 @@ class JobData:
         return bool(job.min_run > 1 or job.restart > 0 or (self.startup > 0).any() or not job.preemptible)
 
     @cached_property
+    def known(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """(rate, startup) by (pool, devices)."""
+        columns = (column.tolist() for column in (self.pool, self.devices, self.rate, self.startup))
+        return {(p, n): (rate, startup) for p, n, rate, startup in zip(*columns, strict=True)}
+
+    @cached_property
     def native(self) -> _planner.Job:
         """The job as the compiled module takes it."""
         job, running = self.job, self.job.running

@@ -6,6 +6,7 @@ infeasible by their own tolerances: an x is believed only if, rounded, it satisf
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +19,25 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Answer:
-    """x: a feasible point or None. bound: proven lower bound on the value. closed: optimal, or proven infeasible."""
+    """x: a feasible point or None. bound: proven lower bound on the value. late: the clock ended it."""
 
     x: np.ndarray | None
     value: float
     bound: float
     infeasible: bool
-    closed: bool
+    late: bool
 
 
-def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.0, nodes: int = 0) -> Answer:
+def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.0) -> Answer:
     """Minimises program["c"] over rows (matrix, low, high), bounds (low, high) and integrality.
 
     Raises:
         RuntimeError: the solver calls a point optimal that breaks its rows, with presolve and without.
     """
+    end = time.monotonic() + limit
     for presolve in (True, False):
-        begin(worker, program, limit, gap, nodes, presolve)
+        limit = end - time.monotonic()
+        begin(worker, program, limit, gap, presolve=presolve)
         answer = finish(worker, program, limit)
         # Presolve has called feasible programmes infeasible; believed only if both agree.
         if answer is not None and not (answer.infeasible and presolve):
@@ -42,12 +45,15 @@ def solve(worker: Worker, program: dict[str, Any], limit: float, gap: float = 0.
     raise RuntimeError("milp: called a point optimal that breaks its constraints, with and without presolve.")
 
 
-def begin(worker: Worker, program: dict[str, Any], limit: float, gap: float, nodes: int, presolve: bool = True) -> None:
+def begin(
+    worker: Worker, program: dict[str, Any], limit: float, gap: float, nodes: int = 0, presolve: bool = True
+) -> None:
     """Sends a programme off; `finish` waits for its answer."""
-    options = {"time_limit": max(limit, 0.05), "mip_rel_gap": gap, "presolve": presolve}
+    limit = max(limit, 0.05)
+    options = {"time_limit": limit, "mip_rel_gap": gap, "presolve": presolve}
     if nodes:
         options["node_limit"] = nodes
-    worker.begin("milp", program | {"options": options})
+    worker.begin("milp", program | {"options": options}, limit)
 
 
 def finish(worker: Worker, program: dict[str, Any], limit: float) -> Answer | None:
@@ -55,16 +61,17 @@ def finish(worker: Worker, program: dict[str, Any], limit: float) -> Answer | No
     try:
         found = worker.finish(max(limit, 0.05))
     except Overdue:
-        return Answer(None, np.inf, -np.inf, False, False)
+        return Answer(None, np.inf, -np.inf, False, True)
+    late = found["status"] == 1
     bound = -np.inf if found["bound"] is None or not np.isfinite(found["bound"]) else float(found["bound"])
     if found["status"] == 2:
-        return Answer(None, np.inf, np.inf, True, True)
+        return Answer(None, np.inf, np.inf, True, False)
     if found["x"] is None:
-        return Answer(None, np.inf, bound, False, False)
+        return Answer(None, np.inf, bound, False, late)
     x = np.where(program["integrality"] > 0, np.round(found["x"]), found["x"])
     if feasible(program, x):
-        return Answer(x, float(program["c"] @ x), bound, False, found["status"] == 0)
-    return None if found["status"] == 0 else Answer(None, np.inf, bound, False, False)
+        return Answer(x, float(program["c"] @ x), bound, False, late)
+    return None if found["status"] == 0 else Answer(None, np.inf, bound, False, late)
 
 
 def feasible(program: dict[str, Any], x: np.ndarray) -> bool:

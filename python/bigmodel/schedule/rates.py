@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from bigmodel.schedule.problem import Job, Pool, Rate
 
@@ -13,12 +15,12 @@ def points(job: Job, pool: str) -> list[tuple[int, float]]:
     return [(0, 0.0), *sorted((point.devices, point.rate) for point in job.throughput if point.pool == pool)]
 
 
-def interpolate(known: list[tuple[int, float]], devices: int) -> float:
-    """Rate on `devices`: linear between neighbouring points; 0 above the last, where nothing is known."""
-    for (below, low), (above, high) in zip(known, known[1:], strict=False):
-        if below < devices <= above:
-            return low + (high - low) * (devices - below) / (above - below)
-    return 0.0
+def interpolate(known: list[tuple[int, float]], devices: np.ndarray) -> np.ndarray:
+    """Rates on `devices`, linear between neighbouring points; from 1 device up to the last point's."""
+    count, rate = (np.array(column) for column in zip(*known, strict=True))
+    above = np.searchsorted(count, devices)
+    below = above - 1
+    return rate[below] + (rate[above] - rate[below]) * (devices - count[below]) / (count[above] - count[below])
 
 
 def behind(job: Job, pool: str, devices: int) -> list[Rate]:
@@ -55,6 +57,8 @@ def counts(job: Job, pool: Pool) -> list[int]:
 
 def hourly(job: Job, pool: Pool) -> dict[int, float]:
     """Work per hour by device count, after what interruptions are expected to cost."""
-    known = points(job, pool.name)
-    share = slowdown(job, pool)
-    return {devices: interpolate(known, devices) * 3600.0 * share for devices in counts(job, pool)}
+    devices = counts(job, pool)
+    if not devices:
+        return {}
+    rate = interpolate(points(job, pool.name), np.array(devices)) * 3600.0 * slowdown(job, pool)
+    return dict(zip(devices, rate.tolist(), strict=True))

@@ -155,7 +155,8 @@ def _fastest(problem: Problem, job: Job, work: float, count: np.ndarray, setup: 
     hours = []
     rate = 0.0
     for p, pool in enumerate(problem.pools):
-        fits = [rate for n, rate in rates.hourly(job, pool).items() if n <= count[p].max()]
+        most = count[p].max()
+        fits = [rate for n, rate in rates.hourly(job, pool).items() if n <= most]
         if fits:
             rate += max(fits)
             hours.append(setup + (pool.startup_hours if starts else 0.0) + work / max(fits))

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bigmodel.schedule import bounds, mip, path
+from bigmodel.schedule import bounds, mip, path, programmes
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct
 from bigmodel.schedule.improve import Improver, tidy
 from bigmodel.schedule.instance import Instance
-from bigmodel.schedule.model import Model
+from bigmodel.schedule.programmes import Programme
 from bigmodel.schedule.state import State, cheapest
 from bigmodel.schedule.worker import Overdue, Worker
 
@@ -56,6 +56,7 @@ class Search:
     infeasible: bool = False
     cut: bool = False
     prices: Prices = field(init=False)
+    _due: float = field(default=np.inf, init=False)  # when the neighbourhood's answer is to be there
 
     def __post_init__(self) -> None:
         self.prices = Prices.zero(self.inst)
@@ -93,12 +94,12 @@ class Search:
         """
         try:
             if start is not None and self._inside(start):
-                self._offer(_state_of(self.inst, start))
+                self._offer(State.holding(self.inst, start))
             self._relax()
             if not self.infeasible and not self.closed():
                 self._search()
             if self.best is not None:
-                self._tidy(_state_of(self.inst, self.best))
+                self._tidy(State.holding(self.inst, self.best))
         except TimeUp:
             self.cut = True
             if self.bound == -np.inf and self.value < np.inf:
@@ -114,9 +115,14 @@ class Search:
     def _relax(self) -> None:
         """The relaxation, and while it runs a first plan without its prices."""
         rough = self._size() > _ROUGH_MODEL
-        self.worker.begin("linprog", bounds.relaxation(self.inst, rough) | {"method": "highs-ipm"})
+        program = bounds.relaxation(self.inst, rough) | {"method": "highs-ipm"}
+        self.worker.begin("linprog", program, self.patience())
         begin = time.monotonic()
-        self._offer(construct(self.inst, self.prices, 0.0, self.tick))
+        try:
+            self._offer(construct(self.inst, self.prices, 0.0, self.tick))
+        except BaseException:
+            self.worker.kill()  # whoever calls next need not wait for this answer
+            raise
         try:
             found = self.worker.finish(max(0.0, 0.6 * (self.end - begin) - (time.monotonic() - begin)))
         except Overdue:
@@ -172,25 +178,19 @@ class Search:
         jobs = self.inst.jobs
         return sum(max(0, data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in jobs)
 
-    def _model(self, members, state: State) -> Model:
-        free = {"pool": np.maximum(state.left, 0), "quota": state.quota}
-        inst = self.inst
-        room = [limit.most - state.usage[row].sum() for row, limit in enumerate(inst.stage.limits)]
-        return Model(inst, members, free, {j: state.window(j) for j in members}, room)
-
     def _exact(self, limit: float) -> None:
         """The whole programme."""
         inst = self.inst
         self.tick()
         if any(np.isinf(data.drop) and (data.last <= data.first or not len(data.pool)) for data in inst.jobs):
             return
-        model = self._model(range(len(inst.jobs)), State(inst))
+        model = programmes.model(inst, range(len(inst.jobs)), State(inst))
         answer = self._mip(model.program(), limit, gap=min(self.gap, 1e-6))
         if answer.infeasible:
             self.infeasible = True
             return
         if answer.x is not None:
-            self._offer(_state_of(inst, {j: use for j, use in model.read(answer.x).items() if use}))
+            self._offer(State.holding(inst, {j: use for j, use in model.read(answer.x).items() if use}))
         self._raise(answer.bound - 1e-7 * abs(answer.bound))
 
     def _generate(self, columns: Columns, state: State) -> None:
@@ -255,12 +255,12 @@ class Search:
         """Jobs taken out and put back by dynamic programming, while the worker solves the master in whole numbers or
         the programme of a few jobs; what it found is taken up after a fixed number of steps."""
         inst = self.inst
-        state = _state_of(inst, self.best) if self.best is not None else State(inst)
+        state = State.holding(inst, self.best) if self.best is not None else State(inst)
         improver = Improver(state, self.prices, self.seed)
         rng = np.random.default_rng(self.seed)
         steps, idle = 0, 0
         most_idle = 4 * _PAUSE + 15 * len(inst.jobs)
-        pending: _Pending | None = None
+        pending: Programme | None = None
         try:
             while idle < most_idle and not self.closed():
                 gained = improver.step(self.tick)
@@ -278,90 +278,36 @@ class Search:
                         improver = Improver(state, self.prices, self.seed + steps)
                         idle = 0
                     self.tick()
-                    pending = self._milp(state, rng) if steps % (3 * _PAUSE) == 0 else self._recombine(columns)
+                    if steps % (3 * _PAUSE) == 0:
+                        programme = programmes.few_jobs(inst, state, rng, _WHOLE_MODEL)
+                    else:
+                        spread = max(self.value - self.bound, 0.0)
+                        programme = programmes.recombination(columns, self.prices, self.value, spread, self.gap / 4)
+                    pending = None if programme is None else self._send(programme)
         finally:
             if pending is not None:
                 self.worker.kill()  # whoever calls next need not wait for this answer
 
-    def _recombine(self, columns: Columns) -> _Pending | None:
-        """The master in whole numbers over the columns of least reduced cost, sent off."""
-        if not columns.job:  # every job is dropped
-            return None
-        inst = self.inst
-        slack = columns.slack(self.prices)
-        useful = np.flatnonzero(slack <= max(self.value - self.bound, 0.0))  # a dearer one is in no better plan
-        keep = np.sort(useful[np.argsort(slack[useful], kind="stable")[: 25 * len(inst.jobs)]])
-        master = columns.master(np.full(len(inst.jobs), 20 * max(abs(self.value), 1.0)), keep)
-        from scipy.sparse import vstack
-
-        program = {
-            "c": master["c"],
-            "rows": (
-                vstack([master["A_eq"], master["A_ub"]]).tocsr(),
-                np.concatenate([master["b_eq"], np.full(len(master["b_ub"]), -np.inf)]),
-                np.concatenate([master["b_eq"], master["b_ub"]]),
-            ),
-            "bounds": (np.zeros(len(master["c"])), np.ones(len(master["c"]))),
-            "integrality": np.ones(len(master["c"])),
-        }
-
-        def read(x: np.ndarray) -> State | None:
-            return _ordered(inst, {columns.job[i]: columns.use[i] for i in keep[x[: len(keep)] > 0.5]})
-
-        return self._send(program, self.gap / 4, read)
-
-    def _milp(self, state: State, rng: np.random.Generator) -> _Pending | None:
-        """A few jobs freed at once, the rest fixed, and the programme of their schedules sent off."""
-        inst = self.inst
-        seed = int(rng.integers(len(inst.jobs)))
-        near = [d.index for d in inst.jobs if d.last > inst.jobs[seed].first and d.first < inst.jobs[seed].last]
-        members: list[int] = []
-        size = 0
-        for j in [seed, *rng.permutation(near).tolist()]:
-            data = inst.jobs[j]
-            size += (data.last - data.first) * max(1, len(data.pool)) * (3 if data.switches else 1)
-            if size > _WHOLE_MODEL and members:
-                break
-            if j not in members:
-                members.append(j)
-        trial = _state_of(inst, {j: schedule.use for j, schedule in state.schedules.items()})
-        for j in members:
-            if j in trial.schedules:
-                trial.remove(j)
-        if any(trial.window(j)[0] >= trial.window(j)[1] for j in members):
-            return None
-        model = self._model(members, trial)
-
-        def read(x: np.ndarray) -> State:
-            for j, use in model.read(x).items():
-                if use:
-                    trial.put(j, use)
-            return trial
-
-        return self._send(model.program(), 0.0, read)
-
-    def _send(self, program: dict, gap: float, read: Callable[[np.ndarray], State | None]) -> _Pending | None:
+    def _send(self, programme: Programme) -> Programme | None:
         """Begins a neighbourhood's programme with a part of the time that is left, if that is worth it."""
         limit = min(_MILP_SECONDS, max(0.2, 0.15 * self.left()), self.patience())
         if limit < 0.05:
             self.cut = True
             return None
-        mip.begin(self.worker, program, limit, gap, _NODES)
-        return _Pending(program, read, time.monotonic() + limit)
+        self._due = time.monotonic() + limit
+        mip.begin(self.worker, programme.arrays, limit, programme.gap, _NODES)
+        return programme
 
-    def _collect(self, pending: _Pending) -> State | None:
-        answer = mip.finish(self.worker, pending.program, pending.end - time.monotonic())
+    def _collect(self, pending: Programme) -> State | None:
+        answer = mip.finish(self.worker, pending.arrays, self._due - time.monotonic())
         if answer is None:
             return None
-        self.cut |= not answer.closed and time.monotonic() >= pending.end  # by the clock
+        self.cut |= answer.late
         return None if answer.x is None else pending.read(answer.x)
 
     def _mip(self, program: dict, limit: float, **options) -> mip.Answer:
-        limit = max(0.05, min(limit, self.patience()))
-        begin = time.monotonic()
-        answer = mip.solve(self.worker, program, limit, **options)
-        if not answer.closed and time.monotonic() - begin >= 0.9 * limit:
-            self.cut = True  # by the clock, so another run may end elsewhere
+        answer = mip.solve(self.worker, program, max(0.05, min(limit, self.patience())), **options)
+        self.cut |= answer.late
         return answer
 
     # --- keeping ------------------------------------------------------------------------------------------------------
@@ -381,32 +327,6 @@ class Search:
         if bound > self.bound:
             self.bound = float(bound)
             self.report(self.value, self.bound)
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A programme that the worker solves: how its answer is read, and when it is to be there."""
-
-    program: dict
-    read: Callable[[np.ndarray], State | None]
-    end: float
-
-
-def _state_of(inst: Instance, schedules: dict[int, tuple]) -> State:
-    state = State(inst)
-    for j, use in schedules.items():
-        state.put(j, use)
-    return state
-
-
-def _ordered(inst: Instance, schedules: dict[int, tuple]) -> State | None:
-    """The master knows no precedence: a choice that breaks it is refused."""
-    state = _state_of(inst, schedules)
-    for j in schedules:
-        for before in inst.jobs[j].after:
-            if before not in schedules or state.finish(before) > state.start(j):
-                return None
-    return state
 
 
 def _mixed(centre: Prices, master: Prices) -> Prices:

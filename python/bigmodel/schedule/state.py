@@ -48,9 +48,7 @@ def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
     Does not know lateness or stability.
     """
     h, left, cost = inst.h, data.work, 0.0
-    rate = {
-        (int(p), int(n)): (r, u) for p, n, r, u in zip(data.pool, data.devices, data.rate, data.startup, strict=True)
-    }
+    rate = data.known
     running, job = data.job.running, data.job
     lost, started = 0.0, job.started
     before: tuple[tuple[int, int], ...] = ()
@@ -92,6 +90,14 @@ class State:
         for data in inst.jobs:
             for before in data.after:
                 self.after[before].append(data.index)
+
+    @classmethod
+    def holding(cls, inst: Instance, schedules: dict[int, tuple]) -> State:
+        """The plan with these schedules, by job."""
+        state = cls(inst)
+        for j, use in schedules.items():
+            state.put(j, use)
+        return state
 
     def free(self) -> np.ndarray:
         free = self.left.copy()

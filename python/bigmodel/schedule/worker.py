@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 _GRACE = 0.4  # seconds that a call may overstay its own limit before the process is killed
 _HEADER = struct.Struct("<Q")
@@ -39,20 +39,25 @@ class Worker:
         Raises:
             Overdue: no answer in time. RuntimeError: the solver failed; its own words.
         """
-        self.begin(kind, arguments)
-        return self.finish(limit)
+        end = time.monotonic() + limit
+        self.begin(kind, arguments, limit)
+        return self.finish(end - time.monotonic())
 
-    def begin(self, kind: str, arguments: dict[str, Any]) -> None:
-        """Sends a call off; `finish` waits for its answer."""
+    def begin(self, kind: str, arguments: dict[str, Any], limit: float) -> None:
+        """Sends a call off; `finish` waits for its answer. If not taken within `limit` seconds it is overdue there."""
         self._ticket += 1
         try:
-            self._send((self._ticket, kind, arguments))
+            self._send((self._ticket, kind, arguments), time.monotonic() + max(limit, 0.0) + _GRACE)
+        except Overdue:
+            self.kill()
         except BaseException:
             self.kill()
             raise
 
     def finish(self, limit: float) -> dict[str, Any]:
         """The answer to the last `begin`; raises as `call`."""
+        if self._child is None:  # it never took the call
+            raise Overdue
         end = time.monotonic() + max(limit, 0.0) + _GRACE
         try:
             ticket, answer = self._receive(end)
@@ -81,7 +86,7 @@ class Worker:
             self._child = None
         self._spared = False
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: Any, end: float) -> None:
         if self._child is None or self._child.poll() is not None:
             command = [sys.executable, "-m", "bigmodel.schedule.worker"]
             path = [os.path.dirname(os.path.dirname(os.path.dirname(__file__))), os.environ.get("PYTHONPATH", "")]
@@ -100,7 +105,9 @@ class Worker:
         sink, source = self._child.stdin.fileno(), self._child.stdout.fileno()
         while data:
             # An answer that nobody waited for is read meanwhile: two full pipes would wait for each other for ever.
-            readable, writable, _ = select.select([source], [sink], [])
+            readable, writable, _ = select.select([source], [sink], [], max(0.0, end - time.monotonic()))
+            if not (readable or writable):
+                raise Overdue
             if readable:
                 self._inbox += self._part(source)
             if writable:
@@ -163,15 +170,20 @@ def _answer(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
+    _reply(sink, (0, {}))  # it has started
     while header := source.read(_HEADER.size):
         ticket, kind, arguments = pickle.loads(source.read(_HEADER.unpack(header)[0]))
         try:
             answer = _answer(kind, arguments)
         except Exception as error:  # whatever it is, the caller is the one to hear it
             answer = {"error": f"{type(error).__name__}: {error}"}
-        data = pickle.dumps((ticket, answer), protocol=pickle.HIGHEST_PROTOCOL)
-        sink.write(_HEADER.pack(len(data)) + data)
-        sink.flush()
+        _reply(sink, (ticket, answer))
+
+
+def _reply(sink: BinaryIO, message: tuple[int, dict[str, Any]]) -> None:
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    sink.write(_HEADER.pack(len(data)) + data)
+    sink.flush()
 
 
 if __name__ == "__main__":
