@@ -147,6 +147,8 @@ inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __clz(int value) { return value ? __builtin_clz(unsigned(value)) : 32; }
 
 // --- arithmetic: correctly rounded where CUDA's approximate forms may be a few ulp off -------------------------------
+inline float rounded_tanhf(float value) { return float(tanh(double(value))); }
+#define tanhf rounded_tanhf  // glibc's errs by up to 2.0 ulp
 inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 inline double rsqrt(double value) { return 1.0 / sqrt(value); }
 inline float rsqrt(float value) { return rsqrtf(value); }
