@@ -78,10 +78,10 @@ void go_on(double* out, const double* base, const double* after, int64_t from, i
   for (int64_t i = from; i < to; ++i) out[i] = std::min(after[i] + paid, base[i]);
 }
 
-// out[i] = min(out[i], paid + price * share[i]), from <= i < to
+// out[i] = min(out[i], paid + price * share[i - 1]), from <= i < to: share begins at one unit, and may be empty
 void finish(double* out, const double* share, int64_t from, int64_t to, double paid, double price) {
 #pragma GCC ivdep
-  for (int64_t i = from; i < to; ++i) out[i] = std::min(paid + price * share[i], out[i]);
+  for (int64_t i = from; i < to; ++i) out[i] = std::min(paid + price * share[i - 1], out[i]);
 }
 
 class Table {
@@ -262,7 +262,7 @@ class Table {
     for (int64_t q = 0; q < slots; ++q) {
       const double price = column.price[s + q];
       const int64_t top = std::clamp(end.ends[q] + 1, units, high);
-      finish(out, end.share.data() - 1, units, top, paid + job_.late[first_ + s + q + 1], price);
+      finish(out, end.share.data(), units, top, paid + job_.late[first_ + s + q + 1], price);
       units = top;
       paid += price;
     }
