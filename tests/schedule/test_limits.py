@@ -1,0 +1,117 @@
+"""Time limits, interrupts, and the solver's process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bigmodel import schedule
+from bigmodel.schedule import instance, mip, programmes, search, worker
+
+
+def test_time_limit_holds_and_says_so():
+    problem = schedule.generate(40, 4, 120, 0.85, "C", seed=1).problem
+    begin = time.monotonic()
+    try:
+        plan = schedule.solve(problem, time_limit=3, gap=0.0)
+        assert not plan.complete and "time ran out" in plan.status
+    except schedule.Unknown:
+        pass  # on a crowded machine three seconds may be too few
+    assert time.monotonic() - begin < 3 + 2.5  # 0.5 s on a quiet machine; this one may be crowded
+
+
+def test_ctrl_c_returns_the_best_plan_so_far():
+    script = (
+        "from bigmodel import schedule; p = schedule.generate(40, 4, 120, .6, 'B', seed=1).problem\n"
+        "def tell(value, bound, seconds):\n    if value < 1e300: print('incumbent', flush=True)\n"
+        "plan = schedule.solve(p, time_limit=60, gap=0.0, progress=tell)\n"
+        "print(plan.status, plan.account.violations)"
+    )
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    assert child.stdout.readline() == "incumbent\n"
+    begin = time.monotonic()
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    rest, errors = child.communicate(timeout=30)
+    assert errors == ""  # nor does the solver's process complain
+    assert "interrupted after" in rest and "[]" in rest and child.returncode == 0
+    assert time.monotonic() - begin < 5
+
+
+def test_an_answer_that_nobody_waited_for_blocks_nothing():
+    """Both pipes full: a large answer is being written while the next large question is."""
+    solver_process = worker.Worker()
+    n = 200_000
+    program = {"c": np.ones(n), "bounds": np.stack([np.ones(n), np.full(n, 2.0)], axis=1), "method": "highs"}
+    try:
+        with pytest.raises(worker.Overdue):
+            solver_process.call("linprog", program, -1.0)
+        assert solver_process.call("linprog", program | {"c": np.full(n, 2.0)}, 60)["value"] == pytest.approx(2 * n)
+    finally:
+        solver_process.kill()
+
+
+def test_a_call_that_the_process_does_not_take_is_overdue():
+    """It has stopped; what does not fit into the pipe must not be waited for without end."""
+    solver_process, n = worker.Worker(), 50_000
+    program = {"c": np.ones(n), "bounds": np.stack([np.ones(n), np.full(n, 2.0)], axis=1), "method": "highs"}
+    try:
+        assert solver_process.call("linprog", program, 60)["value"] == pytest.approx(n)
+        os.kill(solver_process._child.pid, signal.SIGSTOP)
+        signal.alarm(60)  # the test ends without the mend, too: by this signal
+        with pytest.raises(worker.Overdue):
+            solver_process.call("linprog", program, 0.0)
+        assert solver_process.call("linprog", program, 60)["value"] == pytest.approx(n)
+    finally:
+        signal.alarm(0)
+        solver_process.kill()
+
+
+class Recorded:
+    """A worker that answers each call with `status` after a fifth of a second, and without a point."""
+
+    def __init__(self, status):
+        self.status, self.limits = status, []
+
+    def begin(self, kind, arguments, limit):
+        self.limits.append(arguments["options"]["time_limit"])
+
+    def finish(self, limit):
+        time.sleep(0.2)
+        return {"status": self.status, "x": None, "bound": None}
+
+
+def test_the_second_look_of_milp_has_what_the_first_left():
+    recorded = Recorded(2)
+    assert mip.solve(recorded, {}, 1.0).infeasible
+    assert recorded.limits[0] <= 1.0 and recorded.limits[1] <= 0.8
+
+
+@pytest.mark.parametrize("status, late", [(1, True), (4, False)])
+def test_only_the_clock_makes_a_neighbourhoods_answer_late(status, late):
+    """Taken up after its time, but ended by its number of nodes: another run ends likewise."""
+    problem = schedule.generate(2, 1, 12, 0.3, "B").problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    run = search.Search(inst, Recorded(status), time.monotonic() + 1.0, 0.0)
+    pending = run._send(programmes.Programme({}, 0.0, lambda x: None))
+    time.sleep(0.3)  # a fifth of the time is the programme's
+    assert run._collect(pending) is None and run.cut == late
+
+
+def test_a_relaxation_that_nobody_waits_for_is_ended():
+    """Time runs out while the first plan is made: the next stage finds the solver's process free."""
+    problem = schedule.generate(2, 1, 12, 0.3, "B").problem
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    solver_process = worker.Worker()
+    assert search.Search(inst, solver_process, time.monotonic() - 1.0, 0.0).run().cut
+    assert solver_process._child is None
+
+
+def test_no_time_limit_at_all():
+    assert schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, time_limit=float("inf"), gap=1.0).complete
