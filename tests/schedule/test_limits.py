@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_ctrl_c_returns_the_best_plan_so_far():
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
     rest, errors = child.communicate(timeout=30)
     assert errors == ""  # nor does the solver's process complain
-    assert "interrupted after" in rest and "[]" in rest and child.returncode == 0
+    assert "; interrupted, after" in rest and "[]" in rest and child.returncode == 0
     assert time.monotonic() - begin < 5
 
 
@@ -115,3 +116,59 @@ def test_a_relaxation_that_nobody_waits_for_is_ended():
 
 def test_no_time_limit_at_all():
     assert schedule.solve(schedule.generate(2, 1, 12, 0.3, "B").problem, time_limit=float("inf"), gap=1.0).complete
+
+
+def _lost_at(monkeypatch, call):
+    """The solver's process is killed from outside before its answer to the `call`-th question is read."""
+    asked = 0
+    receive = worker.Worker._receive
+
+    def killed(self, end):
+        nonlocal asked
+        asked += 1
+        if asked == call:
+            self._child.kill()
+            self._child.wait()
+            self._inbox = b""
+        return receive(self, end)
+
+    monkeypatch.setattr(worker, "_shared", worker.Worker())
+    monkeypatch.setattr(worker.Worker, "_receive", killed)
+
+
+def test_the_plan_survives_the_solvers_process(monkeypatch):
+    problem = schedule.generate(20, 3, 48, 0.6, "C", seed=1).problem
+    _lost_at(monkeypatch, 6)
+    plan = schedule.solve(problem, time_limit=20, gap=0.0)
+    assert "stopped since the solver's process ended" in plan.status and not plan.complete
+    assert plan.account.violations == [] and plan.gap < 0.5
+    assert schedule.solve(problem, time_limit=20, gap=0.1).complete  # the next has a new process
+
+
+def test_without_a_plan_the_lost_process_is_named(monkeypatch):
+    _lost_at(monkeypatch, 1)
+    monkeypatch.setattr(search.Search, "_offer", lambda self, state: None)
+    with pytest.raises(schedule.Unknown, match="no plan was found, stopped since the solver's process ended"):
+        schedule.solve(schedule.generate(5, 2, 24, 0.5, "B", seed=1).problem, time_limit=20)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [schedule.Objective(order=("makespan",)), schedule.Objective(weights={"cost": 1.0, "makespan": 1.0})],
+    ids=["order", "weights"],
+)
+def test_ctrl_c_in_a_bisection_returns_its_plan(monkeypatch, objective):
+    """A plan of the first probe; the second is interrupted."""
+    problem = replace(schedule.generate(12, 2, 36, 0.4, "B", seed=1).problem, objective=objective)
+    run, probes = search.Search.run, 0
+
+    def interrupted(self, start=None):
+        nonlocal probes
+        probes += 1
+        if probes == 2:
+            raise KeyboardInterrupt
+        return run(self, start)
+
+    monkeypatch.setattr(search.Search, "run", interrupted)
+    plan = schedule.solve(problem, time_limit=20)
+    assert "; interrupted, after" in plan.status and plan.account.violations == []

@@ -33,6 +33,8 @@ from bigmodel.schedule import (
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
 from bigmodel.schedule.columns import Columns
+from bigmodel.schedule.construct import construct, rounded
+from bigmodel.schedule.fill import hull
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -181,8 +183,9 @@ def test_the_lagrangian_bound_is_tight_where_capacity_has_a_price():
     pools = (Pool(name="cheap", count=1, price=1.0), Pool(name="dear", count=2, price=4.0))
     problem = Problem(slots=2, pools=pools, jobs=jobs)
     inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
-    found = linprog(**bounds.relaxation(inst))
-    prices = bounds.read_prices(inst, found.ineqlin.marginals)
+    relaxation = bounds.Relaxation(inst)
+    found = linprog(**relaxation.program())
+    prices = relaxation.prices(found.ineqlin.marginals)
     assert prices.rent(inst) == pytest.approx(-6.0)
     assert lagrangian(inst, prices) == pytest.approx(10.0) == found.fun
 
@@ -363,3 +366,32 @@ def test_bad_arguments(arguments):
 def test_no_private_module_of_scipy():
     for path in Path(schedule.__file__).parent.rglob("*.py"):
         assert not re.search(r"scipy[\w.]*\._", path.read_text()), path.name
+
+
+def test_a_loose_problems_relaxation_is_nearly_a_plan():
+    """Gangs that may change in every slot: rounded, the relaxation's plan is much nearer to its value than one made
+    from its prices alone."""
+    problem = schedule.generate(40, 3, 72, 0.85, "B", seed=2).problem.expanded
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    relaxation = bounds.Relaxation(inst)
+    found = worker.shared().call("linprog", relaxation.program() | {"method": "highs-ipm"}, 60)
+    prices, held = relaxation.prices(found["marginals"]), relaxation.devices(found["x"])
+    assert (held.sum(axis=0) <= inst.count + 1e-6).all()
+    near, priced = rounded(inst, prices, held), construct(inst, prices)
+    assert near.score()[:2] == (0, 0.0) and (near.left >= 0).all()
+    assert near.score()[2] - found["value"] < 0.7 * (priced.score()[2] - found["value"])
+
+
+def test_a_hull_of_many_counts_is_that_of_its_corners():
+    devices = np.arange(1, 5001)
+    rate = np.interp(devices, [0, 1, 1025, 3000, 5000], [0, 1.0, 513.0, 513.0, 1013.0])
+    assert hull(devices, rate) == [(0, 0.0), (1, 1.0), (1025, 513.0), (5000, 1013.0)]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        rate = np.cumsum(rng.uniform(-0.2, 1, 300))
+        found = hull(devices[:300], rate)
+        slopes = np.diff([r for _, r in found]) / np.diff([n for n, _ in found])
+        assert (np.diff(slopes) < 0).all() and (slopes > 0).all()
+        every, top = devices[:300], found[-1][0]
+        majorant = np.interp(every, *zip(*found, strict=True))
+        assert (majorant[every <= top] >= rate[every <= top] - 1e-9).all() and rate.max() <= found[-1][1] + 1e-12

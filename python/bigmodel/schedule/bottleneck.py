@@ -14,19 +14,33 @@ from bigmodel.schedule import rules
 from bigmodel.schedule.instance import Stage, build
 from bigmodel.schedule.problem import Problem
 from bigmodel.schedule.search import Search
-from bigmodel.schedule.worker import Worker
+from bigmodel.schedule.worker import Lost, Worker
 
 
 @dataclass
 class Found:
-    """value, bound: of the measure, hours or a ratio. ends: what the value makes of every job's deadline."""
+    """value, bound: of the measure, hours or a ratio. ends: what the value makes of every job's deadline.
+
+    stopped: what ended the bisection from outside, an interrupt or the loss of the solver's process.
+    """
 
     best: dict[int, tuple] | None
     value: float
     bound: float
     ends: tuple[int, ...]
-    infeasible: bool
-    cut: bool
+    infeasible: bool = False
+    cut: bool = False
+    stopped: BaseException | None = None
+
+
+@dataclass
+class Frontier:
+    """ends: sets of deadlines. floor: the least value of each measure. best, stopped: as found on the way."""
+
+    ends: list[tuple[int, ...]]
+    floor: dict[str, float]
+    best: dict[int, tuple] | None = None
+    stopped: BaseException | None = None
 
 
 def minimise(problem: Problem, stage: Stage, measure: str, worker: Worker, end: float, seed: int) -> Found:
@@ -36,39 +50,48 @@ def minimise(problem: Problem, stage: Stage, measure: str, worker: Worker, end: 
     ends = stage.ends
     probe = high
     proven = 0
-    while low <= high:
-        trial = _ends(problem, stage, measure, values[probe])
-        search = _feasible(problem, replace(stage, ends=trial), worker, end, seed)
-        if search.best is not None:
-            best, ends = search.best, trial
-            high = min(probe, _reached(problem, measure, values, search.best)) - 1
-        elif search.infeasible:
-            low = proven = probe + 1
-            if probe == len(values) - 1:
-                return Found(None, np.inf, np.inf, ends, True, False)
-        else:
-            low, cut = probe + 1, cut or time.monotonic() > end
-            if best is None:
-                break
-        probe = (low + high) // 2
+    stopped: BaseException | None = None
+    try:
+        while low <= high:
+            trial = _ends(problem, stage, measure, values[probe])
+            search = _feasible(problem, replace(stage, ends=trial), worker, end, seed)
+            if search.best is not None:
+                best, ends = search.best, trial
+                high = min(probe, _reached(problem, measure, values, search.best)) - 1
+            elif search.infeasible:
+                low = proven = probe + 1
+                if probe == len(values) - 1:
+                    return Found(None, np.inf, np.inf, ends, infeasible=True)
+            else:
+                low, cut = probe + 1, cut or time.monotonic() > end
+                if best is None:
+                    break
+            probe = (low + high) // 2
+    except (KeyboardInterrupt, Lost) as error:
+        stopped = error
     if best is None:
-        return Found(None, np.inf, float(values[proven]), ends, False, True)
+        return Found(None, np.inf, float(values[proven]), ends, cut=True, stopped=stopped)
     value = values[_reached(problem, measure, values, best)]
-    return Found(best, float(value), float(values[proven]), _ends(problem, stage, measure, value), False, cut)
+    ends = _ends(problem, stage, measure, value)
+    return Found(best, float(value), float(values[proven]), ends, cut=cut, stopped=stopped)
 
 
-def frontier(problem: Problem, stage: Stage, measures: list[str], worker: Worker, end: float, seed: int):
+def frontier(problem: Problem, stage: Stage, measures: list[str], worker: Worker, end: float, seed: int) -> Frontier:
     """Sets of deadlines at a few values between the least and no bound, and the least value of each measure."""
-    candidates, floor = [], {}
+    met = Frontier([], {})
     for measure in measures:
         found = minimise(problem, stage, measure, worker, time.monotonic() + (end - time.monotonic()) * 0.2, seed)
-        floor[measure] = found.bound if np.isfinite(found.bound) else 0.0
+        met.floor[measure] = found.bound if np.isfinite(found.bound) else 0.0
         values = _values(problem, measure)
         if found.best is not None:
+            met.best = found.best
             rest = values[np.searchsorted(values, found.value) :]
             for at in np.unique(np.linspace(0, len(rest) - 1, 4).astype(int))[:-1]:
-                candidates.append(_ends(problem, stage, measure, rest[at]))
-    return candidates, floor
+                met.ends.append(_ends(problem, stage, measure, rest[at]))
+        if found.stopped is not None:
+            met.stopped = found.stopped
+            break
+    return met
 
 
 def _feasible(problem: Problem, stage: Stage, worker: Worker, end: float, seed: int) -> Search:

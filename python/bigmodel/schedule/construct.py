@@ -63,11 +63,34 @@ def construct(
     return state
 
 
-def insert(state: State, j: int, unit: np.ndarray) -> bool:
-    """Puts job j where it is cheapest at `unit` within what is free; a droppable one only where it earns its value."""
+def rounded(inst: Instance, prices: Prices, held: np.ndarray, tick: Callable[[], None] = lambda: None) -> State:
+    """The plan nearest to a relaxation's: what it gives a job is kept for that job until its turn comes.
+
+    held: devices of each job, (jobs, pools, slots); a slot's largest is rounded to a count that the job may use. For
+    jobs whose slots nothing ties together.
+    """
+    kept = np.zeros(held.shape, dtype=int)
+    for data in inst.jobs:
+        j = data.index
+        for p in np.unique(data.pool):
+            counts = np.append(0, np.sort(data.devices[data.pool == p]))
+            near = counts[np.searchsorted(counts, held[j, p] + 0.5, side="right") - 1]
+            kept[j, p] = near if data.job.mix_pools else np.where(held[j].argmax(axis=0) == p, near, 0)
+    state, shared, waiting = State(inst), prices.shared(inst) * 0.5, kept.sum(axis=0)
+    depth = _depth(inst)
+    for j in sorted(range(len(inst.jobs)), key=lambda j: (depth[j], _slack(inst, j))):
+        tick()
+        waiting -= kept[j]
+        insert(state, j, prices.unit(inst, j, shared), np.maximum(state.free() - waiting, 0))
+    return construct(inst, prices, 0.5, tick, state)
+
+
+def insert(state: State, j: int, unit: np.ndarray, free: np.ndarray | None = None) -> bool:
+    """Puts job j where it is cheapest at `unit` within `free`, all that is left if None; a droppable one only where it
+    earns its value."""
     inst, data = state.inst, state.inst.jobs[j]
     first, last = state.window(j)
-    schedule = cheapest(inst, data, unit, state.free(), first=first, last=last)
+    schedule = cheapest(inst, data, unit, state.free() if free is None else free, first=first, last=last)
     if not schedule.use or (np.isfinite(data.drop) and schedule.cost > data.drop):
         return False
     state.put(j, schedule.use)

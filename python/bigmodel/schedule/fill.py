@@ -11,16 +11,25 @@ import numpy as np
 from bigmodel.schedule.instance import JobData
 from bigmodel.schedule.path import Schedule
 
+_FEW = 64  # points from which numpy is quicker than a loop over them
+
 
 def hull(devices: np.ndarray, rate: np.ndarray) -> list[tuple[int, float]]:
-    """(devices, rate) points on the concave majorant of a pool's rates, the origin first."""
+    """(devices, rate) points on the concave majorant of a pool's rates, the origin first. devices: rising."""
+    n, r = np.append(0, devices), np.append(0.0, rate)
+    while len(n) > _FEW:  # what lies on or below the line between its neighbours is no corner
+        slope = np.diff(r) / np.diff(n)
+        corner = np.concatenate([[True], slope[:-1] > slope[1:], [True]])
+        if corner.all():
+            break
+        n, r = n[corner], r[corner]
     points, slopes = [(0, 0.0)], [np.inf]  # of the edge that ends in each point
-    for n, r in sorted(zip(devices.tolist(), rate.tolist(), strict=True)):
-        while (slope := (r - points[-1][1]) / (n - points[-1][0])) >= slopes[-1]:
+    for count, speed in zip(n[1:].tolist(), r[1:].tolist(), strict=True):
+        while (steep := (speed - points[-1][1]) / (count - points[-1][0])) >= slopes[-1]:
             points.pop()
             slopes.pop()
-        points.append((n, r))
-        slopes.append(slope)
+        points.append((count, speed))
+        slopes.append(steep)
     while len(points) > 1 and points[-1][1] <= points[-2][1]:
         points.pop()
     return points
@@ -83,12 +92,15 @@ def _steps(data: JobData, unit, free, h: float, first: int, last: int) -> list[t
 
 def _shave(data: JobData, table: dict[tuple[int, int], int], unit, h: float) -> None:
     """Gives back devices, the dearest first, while the work is still done."""
-    rate = {(int(p), int(n)): r * h for p, n, r in zip(data.pool, data.devices, data.rate, strict=True)}
-    spare = sum(rate[p, n] for (_, p), n in table.items()) - data.work
+    known = data.known
+    spare = sum(known[p, n][0] for (_, p), n in table.items()) - data.work / h
     for s, p in sorted(table, key=lambda key: (-unit[key[1], key[0]], key)):
         n = table[s, p]
-        while n and spare >= rate[p, n] - rate.get((p, n - 1), 0.0) and (n == 1 or (p, n - 1) in rate):
-            spare -= rate[p, n] - rate.get((p, n - 1), 0.0)
+        while n and (n == 1 or (p, n - 1) in known):
+            given = known[p, n][0] - (known[p, n - 1][0] if n > 1 else 0.0)
+            if spare < given:
+                break
+            spare -= given
             n -= 1
         if n:
             table[s, p] = n

@@ -14,7 +14,7 @@ from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
 from bigmodel.schedule.plan import Plan, StageResult
 from bigmodel.schedule.problem import Problem
 from bigmodel.schedule.search import Search
-from bigmodel.schedule.worker import shared
+from bigmodel.schedule.worker import Lost, shared
 
 SEPARABLE = ("cost", "carbon", "lateness")
 
@@ -65,7 +65,8 @@ class _Solve:
         self.progress = progress
         self.best: dict[int, tuple] | None = None
         self.results: list[StageResult] = []
-        self.cut = self.interrupted = False
+        self.cut = False
+        self.stopped = ""  # what ended the search from outside
         self.shadow: np.ndarray | None = None
 
     def plan(self) -> Plan:
@@ -76,11 +77,15 @@ class _Solve:
             self._infeasible(broken)
         try:
             self._stages()
-        except KeyboardInterrupt:
-            self.interrupted = True
+        except (KeyboardInterrupt, Lost) as error:
+            self._stop(error)
         if self.best is None:
-            raise Unknown("no plan was found in the time given, and none was proven impossible; give more time.")
+            when, cure = (f", {self.stopped}", "") if self.stopped else (" in the time given", "; give more time")
+            raise Unknown(f"no plan was found{when}, and none was proven impossible{cure}.")
         return self._finished()
+
+    def _stop(self, error: BaseException) -> None:
+        self.stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped since {error}"
 
     def _infeasible(self, reasons: list[str]) -> None:
         from bigmodel.schedule import explain
@@ -105,7 +110,7 @@ class _Solve:
                 stage = self._separable(stage, measure, end)
             else:
                 stage = self._bottleneck(stage, measure, end)
-            if self.best is None or self.interrupted:
+            if self.best is None or self.stopped:
                 return
 
     def _separable(self, stage: Stage, measure: str, end: float) -> Stage:
@@ -124,6 +129,8 @@ class _Solve:
         if found.infeasible and self.best is None:
             self._infeasible(["no plan meets every deadline, capacity and budget together (the relaxation has none)"])
         self.cut |= found.cut
+        if found.stopped is not None:
+            self._stop(found.stopped)
         if found.best is not None:
             self.best = found.best
             self.results.append(StageResult(measure, found.value, found.bound))
@@ -138,15 +145,18 @@ class _Solve:
         if not others:
             self._search(build(self.problem, stage), self.end, "weighted")
             return
-        candidates, floor = bottleneck.frontier(self.problem, stage, others, shared(), self.end, self.seed)
+        met = bottleneck.frontier(self.problem, stage, others, shared(), self.end, self.seed)
+        self.best = met.best
+        if met.stopped is not None:
+            self._stop(met.stopped)
         best, bound = None, -np.inf
-        for index, ends in enumerate([stage.ends, *candidates]):
-            if self.interrupted:
+        for index, ends in enumerate([stage.ends, *met.ends]):
+            if self.stopped:
                 break
-            end = time.monotonic() + (self.end - time.monotonic()) / (len(candidates) + 1 - index)
+            end = time.monotonic() + (self.end - time.monotonic()) / (len(met.ends) + 1 - index)
             search = self._run(build(self.problem, replace(stage, ends=ends)), end, self.best)
             if index == 0:
-                bound = search.bound + sum(weights[name] * floor[name] for name in others)
+                bound = search.bound + sum(weights[name] * met.floor[name] for name in others)
                 if search.infeasible:
                     self._infeasible(["no plan meets every deadline, capacity and budget together"])
             if search.best is not None:
@@ -154,8 +164,8 @@ class _Solve:
                 value = sum(weight * account.measure(name) for name, weight in weights.items())
                 if best is None or value < best:
                     best, self.best = value, search.best
-        if best is not None:
-            self.results.append(StageResult("weighted", best, bound))
+        if self.best is not None:
+            self.results.append(StageResult("weighted", np.inf if best is None else best, bound))
 
     def _search(self, inst: Instance, end: float, measure: str) -> None:
         search = self._run(inst, end, self.best)
@@ -173,9 +183,9 @@ class _Solve:
         search = Search(inst, shared(), end, self.gap, self.seed, report)
         try:
             search.run(start)
-        except KeyboardInterrupt:
-            self.interrupted = True
-        self.cut |= search.cut or self.interrupted
+        except (KeyboardInterrupt, Lost) as error:
+            self._stop(error)
+        self.cut |= search.cut
         if inst.stage.weights.get("cost"):
             self.shadow = search.prices.capacity / inst.stage.weights["cost"]
         return search
@@ -198,8 +208,8 @@ class _Solve:
             raise RuntimeError(f"solve: the plan found breaks a rule and is not returned: {account.violations[0]}.")
         results = tuple(self._measured(account, result) for result in self.results)
         seconds = time.monotonic() - self.begin
-        status = _status(results, self.interrupted, self.cut, self.gap, seconds)
-        complete = not (self.cut or self.interrupted)
+        status = _status(results, self.stopped, self.cut, self.gap, seconds)
+        complete = not (self.cut or self.stopped)
         notes = _notes(account)
         return Plan(self.problem, allocation, status, results, complete, seconds, notes, shadow=self.shadow)
 
@@ -223,7 +233,7 @@ def trimmed(problem: Problem, allocation: np.ndarray) -> np.ndarray:
             allocation[problem.job_index(name), :, int(rest.split("slot ")[1].split()[0]) :] = 0
 
 
-def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap: float, seconds: float) -> str:
+def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: float, seconds: float) -> str:
     first = results[0]
     if not np.isfinite(first.gap):
         quality = "a plan, with no bound proven"
@@ -233,8 +243,8 @@ def _status(results: tuple[StageResult, ...], interrupted: bool, cut: bool, gap:
         quality = f"within {first.gap:.2%} of the best possible, as asked"
     else:
         quality = f"within {first.gap:.2%} of the best possible, short of the {gap:.2%} asked"
-    if interrupted:
-        return f"{quality}; interrupted after {seconds:.1f} s"
+    if stopped:
+        return f"{quality}; {stopped}, after {seconds:.1f} s"
     if cut:
         return f"{quality}; time ran out after {seconds:.1f} s, so another run may end elsewhere"
     return f"{quality}; the search ended after {seconds:.1f} s"

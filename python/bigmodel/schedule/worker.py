@@ -24,6 +24,10 @@ class Overdue(Exception):
     """The call was cut off at its limit and has no answer."""
 
 
+class Lost(RuntimeError):
+    """The process ended in the middle of a call: killed from outside, or out of memory."""
+
+
 class Worker:
     """One child process, started by the first call and again after a kill."""
 
@@ -37,7 +41,7 @@ class Worker:
         """Runs "linprog" or "milp" for at most `limit` seconds; its answer's fields as a dict.
 
         Raises:
-            Overdue: no answer in time. RuntimeError: the solver failed; its own words.
+            Overdue: no answer in time. Lost: the process ended. RuntimeError: the solver failed; its own words.
         """
         end = time.monotonic() + limit
         self.begin(kind, arguments, limit)
@@ -116,7 +120,7 @@ class Worker:
     def _part(self, source: int) -> bytes:
         part = os.read(source, 1 << 20)
         if not part:
-            raise RuntimeError("the solver's process ended without an answer")
+            raise Lost("the solver's process ended without an answer; killed from outside, or out of memory")
         self._spared = True  # it has started
         return part
 
