@@ -1,7 +1,7 @@
 """One stage of the objective: an incumbent first and always kept, then better ones and bounds until gap or time.
 
-relaxation -> prices -> construct -> one programme, if small; else columns, or the relaxation rounded where the problem is
-large and nothing ties its slots together; neighbourhoods by dynamic programming and by milp -> Lagrangian bound
+relaxation -> prices -> construct -> one programme, if small; else columns, or where nothing ties the slots of a large
+problem together its relaxation rounded; neighbourhoods by dynamic programming and by milp -> Lagrangian bound
 """
 
 from __future__ import annotations
