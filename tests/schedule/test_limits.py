@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigmodel import schedule
-from bigmodel.schedule import instance, mip, programmes, search, worker
+from bigmodel.schedule import explain, instance, mip, programmes, search, solver, worker
 
 
 def test_time_limit_holds_and_says_so():
@@ -41,7 +41,7 @@ def test_ctrl_c_returns_the_best_plan_so_far():
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
     rest, errors = child.communicate(timeout=30)
     assert errors == ""  # nor does the solver's process complain
-    assert "; interrupted, after" in rest and "[]" in rest and child.returncode == 0
+    assert "; interrupted after" in rest and "[]" in rest and child.returncode == 0
     assert time.monotonic() - begin < 5
 
 
@@ -140,7 +140,8 @@ def test_the_plan_survives_the_solvers_process(monkeypatch):
     problem = schedule.generate(20, 3, 48, 0.6, "C", seed=1).problem
     _lost_at(monkeypatch, 6)
     plan = schedule.solve(problem, time_limit=20, gap=0.0)
-    assert "stopped since the solver's process ended" in plan.status and not plan.complete
+    assert "; stopped after" in plan.status and "since the solver's process ended" in plan.status
+    assert not plan.complete
     assert plan.account.violations == [] and plan.gap < 0.5
     assert schedule.solve(problem, time_limit=20, gap=0.1).complete  # the next has a new process
 
@@ -148,27 +149,82 @@ def test_the_plan_survives_the_solvers_process(monkeypatch):
 def test_without_a_plan_the_lost_process_is_named(monkeypatch):
     _lost_at(monkeypatch, 1)
     monkeypatch.setattr(search.Search, "_offer", lambda self, state: None)
-    with pytest.raises(schedule.Unknown, match="no plan was found, stopped since the solver's process ended"):
+    with pytest.raises(schedule.Unknown, match="stopped, since the solver's process ended"):
         schedule.solve(schedule.generate(5, 2, 24, 0.5, "B", seed=1).problem, time_limit=20)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [schedule.Objective(order=("makespan",)), schedule.Objective(weights={"cost": 1.0, "makespan": 1.0})],
-    ids=["order", "weights"],
-)
-def test_ctrl_c_in_a_bisection_returns_its_plan(monkeypatch, objective):
-    """A plan of the first probe; the second is interrupted."""
-    problem = replace(schedule.generate(12, 2, 36, 0.4, "B", seed=1).problem, objective=objective)
-    run, probes = search.Search.run, 0
+@pytest.fixture(params=["order", "weights"])
+def bisected(request):
+    weights = {"cost": 1.0, "makespan": 1.0}
+    objective = (
+        schedule.Objective(weights=weights) if request.param == "weights" else schedule.Objective(order=("makespan",))
+    )
+    return replace(schedule.generate(12, 2, 36, 0.4, "B", seed=1).problem, objective=objective)
 
-    def interrupted(self, start=None):
+
+@pytest.mark.parametrize("probe", [1, 2])
+def test_ctrl_c_in_a_bisection_returns_its_plan(monkeypatch, bisected, probe):
+    """A probe is interrupted in which a plan has been found."""
+    sweep, probes = search.Search._first, 0
+
+    def interrupted(self):
         nonlocal probes
         probes += 1
-        if probes == 2:
+        if probes == probe:
             raise KeyboardInterrupt
-        return run(self, start)
+        return sweep(self)
 
-    monkeypatch.setattr(search.Search, "run", interrupted)
-    plan = schedule.solve(problem, time_limit=20)
-    assert "; interrupted, after" in plan.status and plan.account.violations == []
+    monkeypatch.setattr(search.Search, "_first", interrupted)
+    monkeypatch.setattr(search.Search, "closed", lambda self: False)  # nor is it over with the first plan
+    plan = schedule.solve(bisected, time_limit=20)
+    assert "; interrupted after" in plan.status and plan.account.violations == []
+
+
+def test_a_lost_process_in_a_bisection_returns_its_plan(monkeypatch, bisected):
+    _lost_at(monkeypatch, 1)
+    plan = schedule.solve(bisected, time_limit=20)
+    assert "since the solver's process ended" in plan.status and plan.account.violations == []
+
+
+def test_ctrl_c_between_the_frontier_and_the_weighing(monkeypatch):
+    problem = schedule.generate(12, 2, 36, 0.4, "B", seed=1).problem
+    problem = replace(problem, objective=schedule.Objective(weights={"cost": 1.0, "makespan": 1.0}))
+
+    def interrupted(problem, stage):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solver, "build", interrupted)  # the bisection has its own name for it
+    assert "; interrupted after" in schedule.solve(problem, time_limit=20).status
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), worker.Lost("gone")], ids=["interrupt", "lost"])
+def test_what_is_proven_impossible_stays_so_if_the_cures_are_cut_off(monkeypatch, stop):
+    def cut_off(*arguments):
+        raise stop
+
+    monkeypatch.setattr(explain, "infeasible", cut_off)
+    planted = schedule.generate(6, 2, 24, 0.5, "B", seed=1).problem
+    jobs = tuple(replace(job, work=job.work * 50) for job in planted.jobs)
+    with pytest.raises(schedule.Infeasible) as found:
+        schedule.solve(replace(planted, jobs=jobs), time_limit=20)
+    assert found.value.reasons and not found.value.suggestions
+
+
+def test_a_process_without_memory_is_a_lost_one(monkeypatch, capfd):
+    """A MemoryError in it is no answer: it ends, and whoever asked hears that it has."""
+    import io
+    import pickle
+
+    payload = pickle.dumps((7, "linprog", {}))
+    asked = io.TextIOWrapper(io.BytesIO(worker._HEADER.pack(len(payload)) + payload))
+
+    def full(kind, arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(worker, "_answer", full)
+    monkeypatch.setattr(sys, "stdin", asked)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    replies = []
+    monkeypatch.setattr(worker, "_reply", lambda sink, message: replies.append(message))
+    worker.main()
+    assert replies == [(0, {})]

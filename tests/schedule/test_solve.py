@@ -33,7 +33,6 @@ from bigmodel.schedule import (
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
 from bigmodel.schedule.columns import Columns
-from bigmodel.schedule.construct import construct, rounded
 from bigmodel.schedule.fill import hull
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -366,20 +365,6 @@ def test_bad_arguments(arguments):
 def test_no_private_module_of_scipy():
     for path in Path(schedule.__file__).parent.rglob("*.py"):
         assert not re.search(r"scipy[\w.]*\._", path.read_text()), path.name
-
-
-def test_a_loose_problems_relaxation_is_nearly_a_plan():
-    """Gangs that may change in every slot: rounded, the relaxation's plan is much nearer to its value than one made
-    from its prices alone."""
-    problem = schedule.generate(40, 3, 72, 0.85, "B", seed=2).problem.expanded
-    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
-    relaxation = bounds.Relaxation(inst)
-    found = worker.shared().call("linprog", relaxation.program() | {"method": "highs-ipm"}, 60)
-    prices, held = relaxation.prices(found["marginals"]), relaxation.devices(found["x"])
-    assert (held.sum(axis=0) <= inst.count + 1e-6).all()
-    near, priced = rounded(inst, prices, held), construct(inst, prices)
-    assert near.score()[:2] == (0, 0.0) and (near.left >= 0).all()
-    assert near.score()[2] - found["value"] < 0.7 * (priced.score()[2] - found["value"])
 
 
 def test_a_hull_of_many_counts_is_that_of_its_corners():

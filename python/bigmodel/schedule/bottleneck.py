@@ -47,21 +47,23 @@ def minimise(problem: Problem, stage: Stage, measure: str, worker: Worker, end: 
     """Bisects over the values that the measure can take; cost breaks ties only in later stages."""
     values = _values(problem, measure)
     best, low, high, cut = None, 0, len(values) - 1, False
-    ends = stage.ends
     probe = high
     proven = 0
     stopped: BaseException | None = None
     try:
         while low <= high:
             trial = _ends(problem, stage, measure, values[probe])
-            search = _feasible(problem, replace(stage, ends=trial), worker, end, seed)
+            search = _probe(problem, replace(stage, ends=trial), worker, end, seed)
+            try:
+                search.run()
+            finally:
+                best = search.best if search.best is not None else best
             if search.best is not None:
-                best, ends = search.best, trial
                 high = min(probe, _reached(problem, measure, values, search.best)) - 1
             elif search.infeasible:
                 low = proven = probe + 1
                 if probe == len(values) - 1:
-                    return Found(None, np.inf, np.inf, ends, infeasible=True)
+                    return Found(None, np.inf, np.inf, stage.ends, infeasible=True)
             else:
                 low, cut = probe + 1, cut or time.monotonic() > end
                 if best is None:
@@ -70,7 +72,7 @@ def minimise(problem: Problem, stage: Stage, measure: str, worker: Worker, end: 
     except (KeyboardInterrupt, Lost) as error:
         stopped = error
     if best is None:
-        return Found(None, np.inf, float(values[proven]), ends, cut=True, stopped=stopped)
+        return Found(None, np.inf, float(values[proven]), stage.ends, cut=True, stopped=stopped)
     value = values[_reached(problem, measure, values, best)]
     ends = _ends(problem, stage, measure, value)
     return Found(best, float(value), float(values[proven]), ends, cut=cut, stopped=stopped)
@@ -94,12 +96,11 @@ def frontier(problem: Problem, stage: Stage, measures: list[str], worker: Worker
     return met
 
 
-def _feasible(problem: Problem, stage: Stage, worker: Worker, end: float, seed: int) -> Search:
-    """Any plan will do, so the gap is infinite; a few seconds, so that bisection can go on."""
+def _probe(problem: Problem, stage: Stage, worker: Worker, end: float, seed: int) -> Search:
+    """A search, not yet run: any plan will do, so its gap is infinite; a few seconds, so that bisection can go on."""
     until = min(end, time.monotonic() + max(0.5, (end - time.monotonic()) / 3))
     stage = replace(stage, weights={"cost": 1.0})
-    search = Search(build(problem, stage), worker, until, gap=np.inf, seed=seed)
-    return search.run()
+    return Search(build(problem, stage), worker, until, gap=np.inf, seed=seed)
 
 
 def _values(problem: Problem, measure: str) -> np.ndarray:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 _EPILOG = """exit status: 0 a plan, or --check found nothing wrong; 1 the problem is not valid, or a file cannot be
-read or written; 2 wrong arguments; 3 there is no plan (why, and what would help, is on stderr); 4 time ran out before
-a plan was found; 130 interrupted (the best plan so far is printed)"""
+read or written; 2 wrong arguments; 3 there is no plan (why, and what would help, is on stderr); 4 time ran out,
+or the solver's process was killed, before a plan was found; 130 interrupted (the best plan so far is printed)"""
 
 
 def add_to(commands) -> None:
@@ -89,7 +89,7 @@ def _solve(arguments: argparse.Namespace, problem) -> int:
         return 3
     except errors.Unknown as error:
         print(error, file=sys.stderr)
-        return 4
+        return 130 if "interrupted" in str(error) else 4
     finally:
         if sys.stderr.isatty():
             print(file=sys.stderr)

@@ -64,25 +64,35 @@ def construct(
 
 
 def rounded(inst: Instance, prices: Prices, held: np.ndarray, tick: Callable[[], None] = lambda: None) -> State:
-    """The plan nearest to a relaxation's: what it gives a job is kept for that job until its turn comes.
+    """A plan near a relaxation's: what it gives a job is kept for that job until its turn comes.
 
-    held: devices of each job, (jobs, pools, slots); a slot's largest is rounded to a count that the job may use. For
-    jobs whose slots nothing ties together.
+    held: devices of each job, (jobs, pools, slots), rounded to the largest count that is at most half a device more;
+    of a gang, in its largest pool of a slot only. For jobs whose slots nothing ties together.
     """
     kept = np.zeros(held.shape, dtype=int)
     for data in inst.jobs:
         j = data.index
         for p in np.unique(data.pool):
             counts = np.append(0, np.sort(data.devices[data.pool == p]))
-            near = counts[np.searchsorted(counts, held[j, p] + 0.5, side="right") - 1]
-            kept[j, p] = near if data.job.mix_pools else np.where(held[j].argmax(axis=0) == p, near, 0)
+            whole = counts[np.searchsorted(counts, held[j, p] + 0.5, side="right") - 1]
+            kept[j, p] = whole if data.job.mix_pools else np.where(held[j].argmax(axis=0) == p, whole, 0)
     state, shared, waiting = State(inst), prices.shared(inst) * 0.5, kept.sum(axis=0)
     depth = _depth(inst)
     for j in sorted(range(len(inst.jobs)), key=lambda j: (depth[j], _slack(inst, j))):
         tick()
         waiting -= kept[j]
-        insert(state, j, prices.unit(inst, j, shared), np.maximum(state.free() - waiting, 0))
+        if all(before in state.schedules for before in inst.jobs[j].after):
+            insert(state, j, prices.unit(inst, j, shared), _beside(state, waiting))
     return construct(inst, prices, 0.5, tick, state)
+
+
+def _beside(state: State, waiting: np.ndarray) -> np.ndarray:
+    """Devices left beside those that wait for their jobs, (pools, slots)."""
+    free = state.free() - waiting
+    for (members, _), room in zip(state.inst.groups, state.quota, strict=True):
+        pools = list(members)
+        free[pools] = np.minimum(free[pools], room - waiting[pools].sum(axis=0))
+    return np.maximum(free, 0)
 
 
 def insert(state: State, j: int, unit: np.ndarray, free: np.ndarray | None = None) -> bool:

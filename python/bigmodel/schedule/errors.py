@@ -30,4 +30,4 @@ class Infeasible(ValueError):
 
 
 class Unknown(RuntimeError):
-    """Time ran out before a plan was found, and before it was proven that there is none."""
+    """Time ran out, Ctrl-C came or the solver's process was lost before a plan was found or proven impossible."""

@@ -20,15 +20,15 @@ def hull(devices: np.ndarray, rate: np.ndarray) -> list[tuple[int, float]]:
     while len(n) > _FEW:  # what lies on or below the line between its neighbours is no corner
         slope = np.diff(r) / np.diff(n)
         corner = np.concatenate([[True], slope[:-1] > slope[1:], [True]])
-        if corner.all():
+        if corner.mean() > 0.75:  # few go: the loop below is quicker than many passes
             break
         n, r = n[corner], r[corner]
     points, slopes = [(0, 0.0)], [np.inf]  # of the edge that ends in each point
-    for count, speed in zip(n[1:].tolist(), r[1:].tolist(), strict=True):
-        while (steep := (speed - points[-1][1]) / (count - points[-1][0])) >= slopes[-1]:
+    for x, y in zip(n[1:].tolist(), r[1:].tolist(), strict=True):
+        while (steep := (y - points[-1][1]) / (x - points[-1][0])) >= slopes[-1]:
             points.pop()
             slopes.pop()
-        points.append((count, speed))
+        points.append((x, y))
         slopes.append(steep)
     while len(points) > 1 and points[-1][1] <= points[-2][1]:
         points.pop()

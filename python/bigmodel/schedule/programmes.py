@@ -39,7 +39,7 @@ def recombination(columns: Columns, prices: Prices, value: float, spread: float,
 
     spread: between the best plan's value and the bound; a column dearer by more is in no better plan.
     """
-    if not columns.job:  # every job is dropped
+    if not columns.job or not np.isfinite(value):  # every job is dropped, or there is no plan yet
         return None
     from scipy.sparse import vstack
 

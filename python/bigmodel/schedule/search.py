@@ -20,13 +20,13 @@ from bigmodel.schedule.improve import Improver, tidy
 from bigmodel.schedule.instance import Instance
 from bigmodel.schedule.programmes import Programme
 from bigmodel.schedule.state import State, cheapest
-from bigmodel.schedule.worker import Overdue, Worker
+from bigmodel.schedule.worker import Lost, Overdue, Worker
 
 _TINY_MODEL = 400  # columns up to which the whole programme is given to milp at once
 _WHOLE_MODEL = 6000  # the same when nothing else gets on
 _ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices, and a bound's grid fits no job
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
-_ROUND_SHARE = 0.85  # of the time left: most that such a problem's relaxation in full is given, if it is loose
+_ROUND_SHARE = 0.85  # of the time left: most that the relaxation in full is given where nothing ties slots together
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 2.0  # most of a neighbourhood's programme, and half of a tiny problem's
@@ -129,13 +129,18 @@ class Search:
         except Overdue:
             self.cut = True
             return
+        self._believe(relaxation, found)
+
+    def _believe(self, relaxation: bounds.Relaxation, found: dict) -> bool:
+        """Takes what a relaxation's answer says of prices, bound and feasibility; whether it has a solution."""
         if found["status"] == 2:
             exact = bounds.Relaxation(self.inst).program() | {"method": "highs", "options": {"presolve": False}}
             self.infeasible = self._linprog(exact)["status"] == 2
         elif found["status"] == 0:
             self.prices = relaxation.prices(found["marginals"])
-            if not rough:
+            if not relaxation.rough:
                 self._raise(found["value"] - 1e-7 * abs(found["value"]))
+        return found["status"] == 0
 
     def _linprog(self, program: dict) -> dict:
         try:
@@ -158,7 +163,7 @@ class Search:
         columns = Columns(self.inst)
         if not self.closed() and not self.infeasible:
             loose = not any(data.switches for data in self.inst.jobs)
-            if not (size > _ROUGH_MODEL and loose and self._round()):
+            if not (size > _ROUGH_MODEL and loose and self._round(columns, improver)):
                 self._generate(columns, state)
         if self.value == np.inf and not self.infeasible and size <= _FEASIBILITY_MODEL:
             self._exact(self.left() / 2)
@@ -167,27 +172,35 @@ class Search:
         if not self.closed() and not self.infeasible and size <= _WHOLE_MODEL:
             self._exact(self.left())
 
-    def _round(self) -> bool:
-        """The relaxation in full and a plan near it; whether it was solved in its share of the time.
+    def _round(self, columns: Columns, improver: Improver) -> bool:
+        """The relaxation in full and a plan near it; whether the relaxation was decided in its share of the time.
 
         Where nothing ties slots together its corners are nearly whole (100 x 4 x 168: 826 of 8,627 shares are
         fractions) and its prices as good as the master's.
         """
         relaxation = bounds.Relaxation(self.inst)
-        program = relaxation.program() | {"method": "highs-ipm"}
+        end = time.monotonic() + min(self.patience(), _ROUND_SHARE * self.left())
+        self.worker.begin("linprog", relaxation.program() | {"method": "highs-ipm"}, end - time.monotonic())
         try:
-            found = self.worker.call("linprog", program, min(self.patience(), _ROUND_SHARE * self.left()))
-        except Overdue:
+            for _ in range(_PAUSE):
+                improver.step(self.tick)
+            self._offer(improver.state)
+            found = self.worker.finish(end - time.monotonic())
+        except (Overdue, Lost):
             self.cut = True
             return False
-        if found["status"] != 0:
-            return False
-        self.prices = relaxation.prices(found["marginals"])
-        self._raise(found["value"] - 1e-7 * abs(found["value"]))
+        except BaseException:
+            self.worker.kill()  # whoever calls next need not wait for this answer
+            raise
+        if not self._believe(relaxation, found):
+            return self.infeasible
         state = rounded(self.inst, self.prices, relaxation.devices(found["x"]), self.tick)
         if state.score()[0] == 0:
             Improver(state, self.prices, self.seed).sweep(self.tick)
         self._offer(state)
+        for plan in (improver.state, state):
+            for j, schedule in plan.schedules.items():
+                columns.add(j, schedule.use)
         if not self.closed():
             self._certify(self.prices, path.UNITS_PER_SLOT["up"])
         return True

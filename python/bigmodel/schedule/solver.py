@@ -44,7 +44,8 @@ def solve(
         backend: "highs", the only one yet.
 
     Raises:
-        Infeasible: proven; with causes and cures. Unknown: time ran out with neither a plan nor a proof.
+        Infeasible: proven; with causes and cures. Unknown: time ran out, or the solver's process was lost,
+            with neither a plan nor a proof.
         ValueError: an argument out of range.
     """
     if backend != "highs":
@@ -66,7 +67,7 @@ class _Solve:
         self.best: dict[int, tuple] | None = None
         self.results: list[StageResult] = []
         self.cut = False
-        self.stopped = ""  # what ended the search from outside
+        self.stopped = ""  # what ended the search from outside; {} for when
         self.shadow: np.ndarray | None = None
 
     def plan(self) -> Plan:
@@ -80,18 +81,25 @@ class _Solve:
         except (KeyboardInterrupt, Lost) as error:
             self._stop(error)
         if self.best is None:
-            when, cure = (f", {self.stopped}", "") if self.stopped else (" in the time given", "; give more time")
-            raise Unknown(f"no plan was found{when}, and none was proven impossible{cure}.")
+            if self.stopped:
+                raise Unknown(f"no plan was found, and none was proven impossible: {self.stopped.format('')}.")
+            raise Unknown("no plan was found in the time given, and none was proven impossible; give more time.")
         return self._finished()
 
     def _stop(self, error: BaseException) -> None:
-        self.stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped since {error}"
+        self.stopped = "interrupted{}" if isinstance(error, KeyboardInterrupt) else f"stopped{{}}, since {error}"
 
     def _infeasible(self, reasons: list[str]) -> None:
         from bigmodel.schedule import explain
 
         left = max(5.0, self.end - time.monotonic())
-        raise explain.infeasible(self.problem, reasons, left) if self.explain else Infeasible(reasons)
+        if not self.explain:
+            raise Infeasible(reasons)
+        try:
+            found = explain.infeasible(self.problem, reasons, left)
+        except (KeyboardInterrupt, Lost):
+            found = Infeasible(reasons)  # it is proven, whatever would cure it
+        raise found
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +155,7 @@ class _Solve:
             return
         met = bottleneck.frontier(self.problem, stage, others, shared(), self.end, self.seed)
         self.best = met.best
+        self.results = [StageResult("weighted", np.inf, -np.inf)]
         if met.stopped is not None:
             self._stop(met.stopped)
         best, bound = None, -np.inf
@@ -157,15 +166,15 @@ class _Solve:
             search = self._run(build(self.problem, replace(stage, ends=ends)), end, self.best)
             if index == 0:
                 bound = search.bound + sum(weights[name] * met.floor[name] for name in others)
-                if search.infeasible:
+                if search.infeasible and self.best is None:
                     self._infeasible(["no plan meets every deadline, capacity and budget together"])
             if search.best is not None:
                 account = rules.check(self.problem, self._allocation(search.best))
                 value = sum(weight * account.measure(name) for name, weight in weights.items())
                 if best is None or value < best:
                     best, self.best = value, search.best
-        if self.best is not None:
-            self.results.append(StageResult("weighted", np.inf if best is None else best, bound))
+        if best is not None:
+            self.results = [StageResult("weighted", best, bound)]
 
     def _search(self, inst: Instance, end: float, measure: str) -> None:
         search = self._run(inst, end, self.best)
@@ -244,7 +253,7 @@ def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: floa
     else:
         quality = f"within {first.gap:.2%} of the best possible, short of the {gap:.2%} asked"
     if stopped:
-        return f"{quality}; {stopped}, after {seconds:.1f} s"
+        return f"{quality}; {stopped.format(f' after {seconds:.1f} s')}"
     if cut:
         return f"{quality}; time ran out after {seconds:.1f} s, so another run may end elsewhere"
     return f"{quality}; the search ended after {seconds:.1f} s"

@@ -120,7 +120,7 @@ class Worker:
     def _part(self, source: int) -> bytes:
         part = os.read(source, 1 << 20)
         if not part:
-            raise Lost("the solver's process ended without an answer; killed from outside, or out of memory")
+            raise Lost("the solver's process ended without an answer (killed from outside, or out of memory)")
         self._spared = True  # it has started
         return part
 
@@ -179,6 +179,8 @@ def main() -> None:
         ticket, kind, arguments = pickle.loads(source.read(_HEADER.unpack(header)[0]))
         try:
             answer = _answer(kind, arguments)
+        except MemoryError:
+            return  # whoever asked finds the process gone
         except Exception as error:  # whatever it is, the caller is the one to hear it
             answer = {"error": f"{type(error).__name__}: {error}"}
         _reply(sink, (ticket, answer))
