@@ -19,18 +19,6 @@ struct AdagradTable {
   void (*update[2])(void* const* stream, int64_t n, const AdagradScalars& scalars);  // by compute type: float, double
 };
 
-#define BIGMODEL_DECLARE(isa)              \
-  namespace isa {                          \
-  extern const AdagradTable adagrad_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const AdagradTable& adagrad_table() {
-#define BIGMODEL_ENTRY(isa) &isa::adagrad_table,
-  static const AdagradTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(AdagradTable, adagrad_table)
 
 }  // namespace bigmodel::cpu

@@ -27,18 +27,6 @@ struct AdamTable {
   void (*touch[kDTypes][kDTypes])(void* const* stream, int64_t n);
 };
 
-#define BIGMODEL_DECLARE(isa)        \
-  namespace isa {                    \
-  extern const AdamTable adam_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const AdamTable& adam_table() {
-#define BIGMODEL_ENTRY(isa) &isa::adam_table,
-  static const AdamTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(AdamTable, adam_table)
 
 }  // namespace bigmodel::cpu

@@ -17,18 +17,6 @@ struct ConvertTable {
   Add add[kDTypes];
 };
 
-#define BIGMODEL_DECLARE(isa)              \
-  namespace isa {                          \
-  extern const ConvertTable convert_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const ConvertTable& convert_table() {
-#define BIGMODEL_ENTRY(isa) &isa::convert_table,
-  static const ConvertTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(ConvertTable, convert_table)
 
 }  // namespace bigmodel::cpu

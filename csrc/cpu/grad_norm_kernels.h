@@ -11,18 +11,6 @@ struct GradNormTable {
   void (*scale[2])(void* const* stream, int64_t n, double factor);  // by compute type: float, double
 };
 
-#define BIGMODEL_DECLARE(isa)                 \
-  namespace isa {                             \
-  extern const GradNormTable grad_norm_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const GradNormTable& grad_norm_table() {
-#define BIGMODEL_ENTRY(isa) &isa::grad_norm_table,
-  static const GradNormTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(GradNormTable, grad_norm_table)
 
 }  // namespace bigmodel::cpu

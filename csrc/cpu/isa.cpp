@@ -61,8 +61,8 @@ std::atomic<int>& chosen() {
 }  // namespace
 
 std::vector<std::string> isas_built() {
-#define BIGMODEL_NAME(isa) #isa,
-  return {BIGMODEL_FOR_EACH_ISA(BIGMODEL_NAME)};
+#define BIGMODEL_NAME(isa, ...) #isa,
+  return {BIGMODEL_FOR_EACH_ISA(BIGMODEL_NAME, )};
 }
 
 std::vector<std::string> isas_usable() {

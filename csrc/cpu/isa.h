@@ -4,12 +4,26 @@
 #include <string>
 #include <vector>
 
-// The namespaces that csrc/cpu/*.isa.cpp is compiled into, the plainest first; cmake/cpu.cmake has their flags.
+// X(isa, ...) for the namespaces that csrc/cpu/*.isa.cpp is compiled into, the plainest first; cmake/cpu.cmake has
+// their flags.
 #if defined(__x86_64__)
-#define BIGMODEL_FOR_EACH_ISA(X) X(v2) X(v3) X(v4)
+#define BIGMODEL_FOR_EACH_ISA(X, ...) X(v2, __VA_ARGS__) X(v3, __VA_ARGS__) X(v4, __VA_ARGS__)
 #else
-#define BIGMODEL_FOR_EACH_ISA(X) X(neon)
+#define BIGMODEL_FOR_EACH_ISA(X, ...) X(neon, __VA_ARGS__)
 #endif
+
+// Declares the table `name` in each of these namespaces, and here the function `name` that gives the chosen one's.
+#define BIGMODEL_ISA_TABLE(Table, name)                                                              \
+  BIGMODEL_FOR_EACH_ISA(BIGMODEL_ISA_DECLARE, Table, name)                                           \
+  inline const Table& name() {                                                                       \
+    static const Table* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ISA_ADDRESS, Table, name)}; \
+    return *tables[isa_index()];                                                                     \
+  }
+#define BIGMODEL_ISA_DECLARE(isa, Table, name) \
+  namespace isa {                              \
+  extern const Table name;                     \
+  }
+#define BIGMODEL_ISA_ADDRESS(isa, Table, name) &isa::name,
 
 namespace bigmodel::cpu {
 

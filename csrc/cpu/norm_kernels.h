@@ -69,18 +69,6 @@ struct NormTable {
   NormKernels rms[kDTypes];
 };
 
-#define BIGMODEL_DECLARE(isa)        \
-  namespace isa {                    \
-  extern const NormTable norm_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const NormTable& norm_table() {
-#define BIGMODEL_ENTRY(isa) &isa::norm_table,
-  static const NormTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(NormTable, norm_table)
 
 }  // namespace bigmodel::cpu

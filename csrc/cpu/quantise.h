@@ -16,18 +16,6 @@ struct QuantiseTable {
   void (*round_stochastically[kDTypes])(void* to, const float* from, int64_t n, uint64_t key, int64_t begin);
 };
 
-#define BIGMODEL_DECLARE(isa)                \
-  namespace isa {                            \
-  extern const QuantiseTable quantise_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const QuantiseTable& quantise_table() {
-#define BIGMODEL_ENTRY(isa) &isa::quantise_table,
-  static const QuantiseTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(QuantiseTable, quantise_table)
 
 }  // namespace bigmodel::cpu

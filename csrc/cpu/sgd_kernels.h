@@ -20,18 +20,6 @@ struct SgdTable {
   void (*update[2])(void* const* stream, int64_t n, const SgdScalars& scalars);  // by compute type: float, double
 };
 
-#define BIGMODEL_DECLARE(isa)      \
-  namespace isa {                  \
-  extern const SgdTable sgd_table; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
-
-inline const SgdTable& sgd_table() {
-#define BIGMODEL_ENTRY(isa) &isa::sgd_table,
-  static const SgdTable* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return *tables[isa_index()];
-}
+BIGMODEL_ISA_TABLE(SgdTable, sgd_table)
 
 }  // namespace bigmodel::cpu

@@ -312,6 +312,6 @@ constexpr SoftmaxKernels kernels{kStep<Compute<S>>,
 
 }  // namespace
 
-const SoftmaxKernels softmax_kernels[] = {kernels<float>, kernels<BFloat16>, kernels<Float16>, kernels<double>};
+const SoftmaxTable softmax_table = {kernels<float>, kernels<BFloat16>, kernels<Float16>, kernels<double>};
 
 }  // namespace bigmodel::cpu::BIGMODEL_ISA

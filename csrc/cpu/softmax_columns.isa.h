@@ -160,6 +160,6 @@ template <class S> constexpr ColumnKernels columns{kStep<Compute<S>>, columns_fo
 
 }  // namespace
 
-const ColumnKernels column_kernels[] = {columns<float>, columns<BFloat16>, columns<Float16>, columns<double>};
+const ColumnTable column_table = {columns<float>, columns<BFloat16>, columns<Float16>, columns<double>};
 
 }  // namespace bigmodel::cpu::BIGMODEL_ISA

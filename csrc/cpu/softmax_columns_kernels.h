@@ -21,18 +21,9 @@ struct ColumnKernels {
   void (*backward)(void* grad, const void* grad_out, const void* out, const ColumnStrip& strip);
 };
 
-#define BIGMODEL_DECLARE(isa)                  \
-  namespace isa {                              \
-  extern const ColumnKernels column_kernels[]; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
+using ColumnTable = ColumnKernels[kDTypes];
+BIGMODEL_ISA_TABLE(ColumnTable, column_table)
 
-inline const ColumnKernels& column_kernels(DType dtype) {
-#define BIGMODEL_ENTRY(isa) isa::column_kernels,
-  static const ColumnKernels* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return tables[isa_index()][int(dtype)];
-}
+inline const ColumnKernels& column_kernels(DType dtype) { return column_table()[int(dtype)]; }
 
 }  // namespace bigmodel::cpu

@@ -53,18 +53,9 @@ struct SoftmaxKernels {
   void (*spread)(void* added, const void* live, int64_t n);  // 0 where a byte is not 0, else -inf
 };
 
-#define BIGMODEL_DECLARE(isa)                    \
-  namespace isa {                                \
-  extern const SoftmaxKernels softmax_kernels[]; \
-  }
-BIGMODEL_FOR_EACH_ISA(BIGMODEL_DECLARE)
-#undef BIGMODEL_DECLARE
+using SoftmaxTable = SoftmaxKernels[kDTypes];
+BIGMODEL_ISA_TABLE(SoftmaxTable, softmax_table)
 
-inline const SoftmaxKernels& softmax_kernels(DType dtype) {
-#define BIGMODEL_ENTRY(isa) isa::softmax_kernels,
-  static const SoftmaxKernels* const tables[] = {BIGMODEL_FOR_EACH_ISA(BIGMODEL_ENTRY)};
-#undef BIGMODEL_ENTRY
-  return tables[isa_index()][int(dtype)];
-}
+inline const SoftmaxKernels& softmax_kernels(DType dtype) { return softmax_table()[int(dtype)]; }
 
 }  // namespace bigmodel::cpu
