@@ -35,6 +35,8 @@ def trial(seed: int, seconds: float = 1.0) -> str:
         return "unknown"
     except schedule.Infeasible as error:
         return f"called infeasible: {error}"
+    except RuntimeError as error:
+        return f"fails: {error}"
     wrong, cost = reference.broken(problem, plan.allocation)
     if wrong:
         return f"breaks a rule: {wrong[0]}"

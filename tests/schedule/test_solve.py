@@ -33,6 +33,7 @@ from bigmodel.schedule import (
 from bigmodel.schedule import path as paths
 from bigmodel.schedule.bounds import Prices, lagrangian
 from bigmodel.schedule.columns import Columns
+from bigmodel.schedule.construct import construct
 from bigmodel.schedule.fill import hull
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -380,3 +381,38 @@ def test_a_hull_of_many_counts_is_that_of_its_corners():
         every, top = devices[:300], found[-1][0]
         majorant = np.interp(every, *zip(*found, strict=True))
         assert (majorant[every <= top] >= rate[every <= top] - 1e-9).all() and rate.max() <= found[-1][1] + 1e-12
+
+
+@pytest.mark.parametrize("quota", [8, 9, 10])
+def test_a_job_that_mixes_pools_keeps_their_quota(quota):
+    """Each pool alone has room within the quota; together they have not. Found by seed 7570 of the campaign."""
+    points = tuple(Rate(pool=p, devices=n, rate=n / 3600) for p in "ab" for n in (1, 6))
+    pools = tuple(Pool(name=p, count=6, price=price, quota_group="q") for p, price in (("a", 1.0), ("b", 1.5)))
+    jobs = (
+        Job(name="mixed", work=5.5 * quota, throughput=points, mix_pools=True),
+        Job(name="gang", work=6.0, throughput=points, counts=(1, 2)),
+    )
+    problem = Problem(slots=7, pools=pools, jobs=jobs, quotas={"q": quota})
+    inst = instance.build(problem.expanded, instance.stage_for(problem.expanded, {"cost": 1.0}))
+    first = construct(inst, Prices.zero(inst))
+    assert first.score()[0] == 0 and (np.array(first.quota) >= 0).all()
+    assert schedule.solve(problem, time_limit=10).account.violations == []
+
+
+def test_a_neighbourhood_drops_nothing_that_others_follow():
+    """Freed alone, the first job is dearer than its value; what follows it stays where it is."""
+    points = (Rate(pool="a", devices=1, rate=1 / 3600),)
+    jobs = (
+        Job(name="first", work=2.0, throughput=points, value=1.0),
+        Job(name="second", work=2.0, throughput=points, after=("first",)),
+    )
+    problem = Problem(slots=8, pools=(Pool(name="a", count=1, price=1.0),), jobs=jobs).expanded
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    plan = state.State.holding(inst, {0: ((0, 0, 1), (1, 0, 1)), 1: ((4, 0, 1), (5, 0, 1))})
+    read = []
+    for seed in range(8):
+        programme = programmes.few_jobs(inst, plan, np.random.default_rng(seed), 1)
+        answer = mip.solve(worker.shared(), programme.arrays, 5.0)
+        read.append(programme.read(answer.x))
+    assert None in read  # the first was freed
+    assert all(0 in found.schedules for found in read if found is not None and 1 in found.schedules)

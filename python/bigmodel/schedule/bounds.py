@@ -219,8 +219,7 @@ def lagrangian(inst: Instance, prices: Prices, late=lambda: False, units: int | 
     for data in inst.jobs:
         unit = prices.unit(inst, data.index, shared)
         if late():
-            window = {"first": data.first, "last": data.last}
-            best = fill.cheapest(data, unit, free, inst.h, optimistic=True, **window)
+            best = fill.cheapest(data, unit, free, inst.h, optimistic=True, first=data.first, last=data.last)
         else:
             best = cheapest(inst, prices.ordered(inst, data), unit, free, optimistic=True, units=units)
         total += min(data.drop, best.cost)

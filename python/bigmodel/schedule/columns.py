@@ -116,8 +116,7 @@ class Columns:
                 break
             j, use = self.job[i], self.use[i]
             first, last = state.window(j)
-            free = state.free()
-            fits = all(first <= s < last and free[p, s] >= n for s, p, n in use)
+            fits = all(first <= s < last and not state.short(use, p, s) for s, p, _ in use)
             if j not in state.schedules and fits:
                 state.put(j, use)
         return state

@@ -100,7 +100,8 @@ def insert(state: State, j: int, unit: np.ndarray, free: np.ndarray | None = Non
     earns its value."""
     inst, data = state.inst, state.inst.jobs[j]
     first, last = state.window(j)
-    schedule = cheapest(inst, data, unit, state.free() if free is None else free, first=first, last=last)
+    free = state.free() if free is None else free
+    schedule = cheapest(inst, data, unit, free, first=first, last=last, quota=state.quota)
     if not schedule.use or (np.isfinite(data.drop) and schedule.cost > data.drop):
         return False
     state.put(j, schedule.use)
@@ -125,8 +126,8 @@ def _squeeze(state: State, j: int, unit: np.ndarray, history: np.ndarray) -> lis
         out += [a for a in state.after[j] if a in state.schedules and state.start(a) < finish]
         for other in out:
             state.remove(other)
-    for slot, p, n in schedule.use:
-        while state.free()[p, slot] < n:
+    for slot, p, _ in schedule.use:
+        while state.short(schedule.use, p, slot):
             history[p, slot] += 0.3 * scale
             holders = [i for i, held in state.schedules.items() if _uses(inst, held.use, p, slot)]
             if not holders:

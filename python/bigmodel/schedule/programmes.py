@@ -85,11 +85,13 @@ def few_jobs(inst: Instance, state: State, rng: np.random.Generator, most: int) 
         return None
     freed = model(inst, members, trial)
 
-    def read(x: np.ndarray) -> State:
+    def read(x: np.ndarray) -> State | None:
         for j, use in freed.read(x).items():
             if use:
                 trial.put(j, use)
-        return trial
+        # The model knows no job that follows a freed one and is not freed itself.
+        left = (before for j in trial.schedules for before in inst.jobs[j].after if before not in trial.schedules)
+        return trial if next(left, None) is None else None
 
     return Programme(freed.program(), 0.0, read)
 

@@ -14,11 +14,12 @@ _EPS = 1e-9
 
 
 def cheapest(
-    inst: Instance, data: JobData, unit, free, *, optimistic=False, first=None, last=None, units=None
+    inst: Instance, data: JobData, unit, free, *, optimistic=False, first=None, last=None, units=None, quota=None
 ) -> Schedule:
     """One job's cheapest schedule at prices `unit` within `free` devices, whichever kind of job it is.
 
-    units: of the grid in a slot's work, path.UNITS_PER_SLOT if None.
+    units: of the grid in a slot's work, path.UNITS_PER_SLOT if None. quota: what is left of each, (groups, slots), for
+    jobs that mix pools; all of it if None.
     """
     first = data.first if first is None else first
     last = data.last if last is None else last
@@ -26,7 +27,10 @@ def cheapest(
     if last <= first or not len(data.pool):
         return Schedule(np.inf, ())
     if data.job.mix_pools:
-        return fill.cheapest(data, unit, free, inst.h, optimistic=optimistic, first=first, last=last)
+        if quota is None:
+            quota = [np.full(inst.problem.slots, limit) for _, limit in inst.groups]
+        quotas = [(members, room) for (members, _), room in zip(inst.groups, quota, strict=True)]
+        return fill.cheapest(data, unit, free, inst.h, optimistic=optimistic, first=first, last=last, quotas=quotas)
     if not data.job.preemptible:
         return path.unbroken(data, unit, free, inst.h, first, last, stability)
     window = {"first": first, "last": last, "stability": stability}
@@ -104,6 +108,16 @@ class State:
         for (members, _), room in zip(self.inst.groups, self.quota, strict=True):
             free[list(members)] = np.minimum(free[list(members)], room)
         return np.maximum(free, 0)
+
+    def short(self, use, p: int, slot: int) -> bool:
+        """Whether pool p, or a quota that it is in, has less in this slot than a schedule takes there."""
+        here = [(q, n) for s, q, n in use if s == slot]
+        if self.left[p, slot] < sum(n for q, n in here if q == p):
+            return True
+        return any(
+            p in members and room[slot] < sum(n for q, n in here if q in members)
+            for (members, _), room in zip(self.inst.groups, self.quota, strict=True)
+        )
 
     def window(self, j: int) -> tuple[int, int]:
         """The job's window between what precedes and what follows it in this plan."""
