@@ -27,6 +27,8 @@ def test_time_limit_holds_and_says_so():
 
 def test_ctrl_c_returns_the_best_plan_so_far():
     script = (
+        # What a shell starts in the background inherits a SIGINT that is ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from bigmodel import schedule; p = schedule.generate(40, 4, 120, .6, 'B', seed=1).problem\n"
         "def tell(value, bound, seconds):\n    if value < 1e300: print('incumbent', flush=True)\n"
         "plan = schedule.solve(p, time_limit=60, gap=0.0, progress=tell)\n"
