@@ -212,7 +212,7 @@ def test_what_is_proven_impossible_stays_so_if_the_cures_are_cut_off(monkeypatch
     assert found.value.reasons and not found.value.suggestions
 
 
-def test_a_process_without_memory_is_a_lost_one(monkeypatch, capfd):
+def test_a_process_without_memory_is_a_lost_one(monkeypatch):
     """A MemoryError in it is no answer: it ends, and whoever asked hears that it has."""
     import io
     import pickle

@@ -1,7 +1,5 @@
 """Large problems in which nothing ties one slot to the next: the relaxation in full, and the plan near it."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -97,11 +95,9 @@ def test_what_the_relaxation_in_full_disproves_is_infeasible(large):
     problem = Problem(slots=10, pools=pools, jobs=jobs).expanded
     inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
     rough = bounds.Relaxation(inst, rough=True)
-    begin = time.monotonic()
     assert worker.shared().call("linprog", rough.program() | {"method": "highs-ipm"}, 20)["status"] == 0
     with pytest.raises(schedule.Infeasible):
         schedule.solve(problem, time_limit=10, explain=False)
-    assert time.monotonic() - begin < 10
 
 
 def test_no_plan_and_no_room_for_the_whole_programme_is_unknown(large, monkeypatch):

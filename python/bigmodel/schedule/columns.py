@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.instance import Instance
-from bigmodel.schedule.state import State
+from bigmodel.schedule.state import State, by_slot
 
 _MOSTLY = 0.3  # weight from which a schedule of the master's is put into a plan
 
@@ -116,7 +116,10 @@ class Columns:
                 break
             j, use = self.job[i], self.use[i]
             first, last = state.window(j)
-            fits = all(first <= s < last and not state.short(use, p, s) for s, p, _ in use)
+            fits = all(
+                first <= s < last and not any(state.short(held, p, s) for p, _ in held)
+                for s, held in by_slot(use).items()
+            )
             if j not in state.schedules and fits:
                 state.put(j, use)
         return state

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.instance import Instance
-from bigmodel.schedule.state import State, cheapest
+from bigmodel.schedule.state import State, by_slot, cheapest
 
 _EJECTIONS_PER_JOB = 12
 
@@ -126,8 +126,9 @@ def _squeeze(state: State, j: int, unit: np.ndarray, history: np.ndarray) -> lis
         out += [a for a in state.after[j] if a in state.schedules and state.start(a) < finish]
         for other in out:
             state.remove(other)
+    taken = by_slot(schedule.use)
     for slot, p, _ in schedule.use:
-        while state.short(schedule.use, p, slot):
+        while state.short(taken[slot], p, slot):
             history[p, slot] += 0.3 * scale
             holders = [i for i, held in state.schedules.items() if _uses(inst, held.use, p, slot)]
             if not holders:

@@ -46,6 +46,14 @@ def cheapest(
     return schedule
 
 
+def by_slot(use) -> dict[int, list[tuple[int, int]]]:
+    """A schedule's (pool, devices) by slot."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for slot, p, n in use:
+        found.setdefault(slot, []).append((p, n))
+    return found
+
+
 def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
     """What a schedule costs at `price` per device-hour, its last slot pro rata where that is billed by the second.
 
@@ -56,13 +64,10 @@ def real_cost(inst: Instance, data: JobData, use, price: np.ndarray) -> float:
     running, job = data.job.running, data.job
     lost, started = 0.0, job.started
     before: tuple[tuple[int, int], ...] = ()
-    by_slot: dict[int, list[tuple[int, int]]] = {}
-    for slot, p, n in use:
-        by_slot.setdefault(slot, []).append((p, n))
     previous = inst.problem.now - 1
     if running is not None:
         before, lost = ((inst.problem.pool_index(running.pool), running.devices),), running.setup_left
-    for slot, held in by_slot.items():
+    for slot, held in by_slot(use).items():
         if tuple(held) != before or slot != previous + 1:
             if not job.mix_pools:
                 lost = rate[held[0]][1] + (job.restart if started else 0.0)
@@ -109,13 +114,10 @@ class State:
             free[list(members)] = np.minimum(free[list(members)], room)
         return np.maximum(free, 0)
 
-    def short(self, use, p: int, slot: int) -> bool:
-        """Whether pool p, or a quota that it is in, has less in this slot than a schedule takes there."""
-        here = [(q, n) for s, q, n in use if s == slot]
-        if self.left[p, slot] < sum(n for q, n in here if q == p):
-            return True
-        return any(
-            p in members and room[slot] < sum(n for q, n in here if q in members)
+    def short(self, held: list[tuple[int, int]], p: int, slot: int) -> bool:
+        """Whether pool p, or a quota that it is in, has less in this slot than (pool, devices) of it ask for."""
+        return any(self.left[q, slot] < n for q, n in held if q == p) or any(
+            p in members and room[slot] < sum(n for q, n in held if q in members)
             for (members, _), room in zip(self.inst.groups, self.quota, strict=True)
         )
 
