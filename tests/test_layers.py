@@ -141,7 +141,7 @@ LAYERS = [
     {"_probe", "_transformers"},
     {"convert", "compat"},
     {"data"},
-    {"train", "evaluate", "compress", "export"},
+    {"train"},
     {"benchmarks"},
     {"cli"},
     {"__main__"},
