@@ -10,10 +10,14 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns its exit status; an error is one sentence on stderr and status 1."""
+    """Runs one subcommand and returns its exit status; an error is one sentence on stderr and status 1, or 2 where the
+    subcommand calls its arguments wrong."""
     arguments = _parser().parse_args(argv)
     try:
         return arguments.action(arguments) or 0
+    except argparse.ArgumentError as error:
+        print(f"bigmodel {arguments.command}: {error}", file=sys.stderr)
+        return 2
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"bigmodel {arguments.command}: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
-"""A one-node Slurm on this machine, from Debian's packages, as root and without systemd: for tests, never for work.
+"""A Slurm on this machine, from Debian's packages, as root and without systemd: for tests, never for work.
 
-python tests/schedule/slurm_cluster.py      # starts it, submits an emitted plan, shows the order of its runs
+python tests/schedule/slurm_cluster.py      # starts it, submits an emitted plan, shows what its runs print
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ AuthType=auth/munge
 AuthInfo=socket={run}/munge.socket
 CryptoType=crypto/munge
 StateSaveLocation={run}/state
-SlurmdSpoolDir={run}/spool
+SlurmdSpoolDir={run}/spool-%n
 SlurmctldPidFile={run}/slurmctld.pid
-SlurmdPidFile={run}/slurmd.pid
+SlurmdPidFile={run}/slurmd-%n.pid
 SlurmctldLogFile={run}/slurmctld.log
-SlurmdLogFile={run}/slurmd.log
+SlurmdLogFile={run}/slurmd-%n.log
 SlurmctldPort={port}
-SlurmdPort={port_d}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -44,9 +43,9 @@ SchedulerParameters=sched_interval=1,bf_interval=1
 GresTypes=gpu
 ReturnToService=2
 MpiDefault=none
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+_NODE = "NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN\n"
 
 
 def missing() -> str | None:
@@ -58,18 +57,22 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def cluster(gpus: int = 4):
-    """Yields the environment in which Slurm's commands find the cluster; stops the daemons that it started."""
+def cluster(nodes: int = 1, gpus: int = 4):
+    """Yields the environment in which Slurm's commands find the cluster, of nodes n0, n1, ... with `gpus` devices each;
+    stops the daemons that it started."""
     run = Path(tempfile.mkdtemp(prefix="slurm"))
     run.chmod(0o755)
     children: list[subprocess.Popen] = []
     env = os.environ | {"SLURM_CONF": f"{run}/slurm.conf", "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
     try:
         _munge(run, children, env)
-        _configure(run, gpus)
+        _configure(run, nodes, gpus)
         children.append(subprocess.Popen(["slurmctld", "-D"], env=env, **_quiet(run, "slurmctld.out")))
-        children.append(subprocess.Popen(["slurmd", "-D", "-N", _host()], env=env, **_quiet(run, "slurmd.out")))
-        _wait_idle(run, env)
+        for n in range(nodes):
+            children.append(
+                subprocess.Popen(["slurmd", "-D", "-N", f"n{n}"], env=env, **_quiet(run, f"slurmd-n{n}.out"))
+            )
+        _wait_idle(run, env, nodes)
         yield env
     finally:
         for child in reversed(children):
@@ -111,14 +114,15 @@ def _munge(run: Path, children: list, env: dict) -> None:
     socket_path.symlink_to(home / "socket")
 
 
-def _configure(run: Path, gpus: int) -> None:
-    for name in ("state", "spool", "devices"):
+def _configure(run: Path, nodes: int, gpus: int) -> None:
+    for name in ("state", *(f"spool-n{n}" for n in range(nodes)), "devices"):
         (run / name).mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    text = _CONF.format(host=_host(), run=run, port=port, port_d=port + 1, cpus=os.cpu_count(), gpus=gpus)
-    (run / "slurm.conf").write_text(text)
+    common = {"host": _host(), "cpus": os.cpu_count(), "gpus": gpus}
+    lines = [_NODE.format(n=n, port=port + 1 + n, **common) for n in range(nodes)]
+    (run / "slurm.conf").write_text(_CONF.format(run=run, port=port, **common) + "".join(lines))
     # With Count alone the node goes INVAL: each device needs a file, and any character device will do.
     devices = [run / "devices" / f"gpu{index}" for index in range(gpus)]
     for device in devices:
@@ -127,12 +131,13 @@ def _configure(run: Path, gpus: int) -> None:
     (run / "cgroup.conf").write_text("CgroupAutomount=no\n")
 
 
-def _wait_idle(run: Path, env: dict) -> None:
+def _wait_idle(run: Path, env: dict, nodes: int) -> None:
     def idle() -> bool:
-        shown = subprocess.run(["scontrol", "show", "node", _host()], env=env, capture_output=True, text=True).stdout
-        return "State=IDLE" in shown and "INVAL" not in shown
+        shown = subprocess.run(["scontrol", "show", "nodes"], env=env, capture_output=True, text=True).stdout
+        return shown.count("State=IDLE") == nodes and "INVAL" not in shown
 
-    _until(idle, 30, "the node did not come up", run / "slurmctld.log", run / "slurmd.log")
+    logs = [run / "slurmctld.log", *(run / f"slurmd-n{n}.log" for n in range(nodes))]
+    _until(idle, 30, "the nodes did not come up", *logs)
 
 
 def _until(done, seconds: float, what: str, *logs: Path) -> None:
@@ -160,4 +165,4 @@ if __name__ == "__main__":
 
     print(missing() or "starting")
     with tempfile.TemporaryDirectory() as folder:
-        print(test_slurm.run_plan(Path(folder)))
+        print(test_slurm.run_plan(test_slurm.small_plan(), Path(folder)))

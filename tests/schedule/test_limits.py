@@ -32,7 +32,7 @@ def test_ctrl_c_returns_the_best_plan_so_far():
         "from bigmodel import schedule; p = schedule.generate(40, 4, 120, .6, 'B', seed=1).problem\n"
         "def tell(value, bound, seconds):\n    if value < 1e300: print('incumbent', flush=True)\n"
         "plan = schedule.solve(p, time_limit=60, gap=0.0, progress=tell)\n"
-        "print(plan.status, plan.account.violations)"
+        "print(plan.status, plan.account.violations, plan.interrupted)"
     )
     pipe = subprocess.PIPE
     child = subprocess.Popen(
@@ -43,7 +43,7 @@ def test_ctrl_c_returns_the_best_plan_so_far():
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: every process of the group
     rest, errors = child.communicate(timeout=30)
     assert errors == ""  # nor does the solver's process complain
-    assert "; interrupted after" in rest and "[]" in rest and child.returncode == 0
+    assert "; interrupted after" in rest and "[] True" in rest and child.returncode == 0
     assert time.monotonic() - begin < 5
 
 
@@ -145,7 +145,7 @@ def test_the_plan_survives_the_solvers_process(monkeypatch):
     _lost_at(monkeypatch, 6)
     plan = schedule.solve(problem, time_limit=20, gap=0.0)
     assert "; stopped after" in plan.status and "since the solver's process ended" in plan.status
-    assert not plan.complete
+    assert not plan.complete and not plan.interrupted
     assert plan.account.violations == [] and plan.gap < 0.5
     assert schedule.solve(problem, time_limit=20, gap=0.1).complete  # the next has a new process
 

@@ -1,4 +1,4 @@
-"""What comes out: tables, frames, charts, files for engines, sizes, and the command."""
+"""What comes out: tables, frames, charts, sizes, and the command."""
 
 import json
 import re
@@ -9,39 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from sample_plan import sample_plan
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Pool, Problem, Rate, emit, plot, sizing
-from bigmodel.schedule.emit.tasks import of
+from bigmodel.cli import main
+from bigmodel.schedule import Job, Pool, Problem, Rate, plot, sizing, solver
 from bigmodel.schedule.plan import StageResult
 
 ROOT = Path(__file__).resolve().parents[2]
-NASTY = 'it\'s $(touch /tmp/never) `x` "y" \\'
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def plan():
-    """Three jobs: `first` in two runs on two nodes, `second` after it, `spare` dropped."""
-    gpus = (Rate(pool="gpu", devices=16, rate=1 / 3600), Rate(pool="gpu", devices=8, rate=0.6 / 3600))
-    more = {"image": "train:1", "data_gb": 80.0}
-    jobs = (
-        Job(name="first", work=2.0, throughput=gpus, command="python a.py", env={"KEY": NASTY}, owner="x", **more),
-        Job(name="second", work=1.0, throughput=gpus, command="python b.py", after=("first",), owner="y", **more),
-        Job(name="spare", work=1.0, throughput=gpus, value=0.1, command="c", **more),
-    )
-    pool = Pool(
-        name="gpu", count=16, price=[1.0] * 12 + [2.0] * 12, node_size=8, ownership="spot", partition="long",
-        gres="gpu:a100",        accelerator="A100", queue="team", fixed_cost=5.0, interruptions_per_hour=0.0,
-    )  # fmt: skip
-    problem = Problem(slots=8, start="2026-03-29T00:00", tz="Europe/Berlin", pools=(pool,), jobs=jobs)
-    table = np.zeros((3, 1, 8), dtype=int)
-    table[0, 0, [0, 3]] = table[1, 0, 4] = 16
-    found = schedule.solve(problem, gap=0.0)
-    found = replace(found, allocation=table)
-    found.__dict__.pop("account", None)
-    assert found.account.violations == []
-    return found
+    return sample_plan()
 
 
 def test_figures(plan):
@@ -114,8 +94,20 @@ def test_notes_name_late_soft_deadlines_and_only_assumed_rates():
     plan = schedule.solve(Problem(slots=2, pools=(Pool(name="p", count=5),), jobs=jobs), gap=0.0)
     assert plan.notes == (
         "known: ends 1 h after its deadline, which is soft",
+        "lateness is not in the objective, so soft deadlines weigh nothing: known",
         "throughput is assumed, not measured: between",
     )
+
+
+def test_lateness_is_told_from_the_slot_that_it_counts_from():
+    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
+    job = Job(name="j", work=2.0, throughput=points, deadline="2000-01-01T01:30", soft=True)
+    objective = schedule.Objective(order=("lateness", "cost"))
+    problem = Problem(slots=3, pools=(Pool(name="p", count=1),), jobs=(job,), objective=objective)
+    plan = schedule.solve(problem, gap=0.0)
+    assert plan.notes[0] == (
+        "j: ends 1 h after its deadline, which is soft, counted from Sat 2000-01-01 01:00 UTC"
+    ) and not any("weigh nothing" in note for note in plan.notes)
 
 
 def test_bars_share_no_lane(plan):
@@ -125,141 +117,6 @@ def test_bars_share_no_lane(plan):
     for _, p, lane, devices, first, last in plot.bars(found):
         seen[p, lane : lane + devices, first:last] += 1
     assert seen.max() == 1 and (seen.sum(axis=1) == found.allocation.sum(axis=0)).all()
-
-
-def test_slurm_scripts(plan, tmp_path):
-    remarks = emit.write(plan, "slurm", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "first.run1.sbatch", "first.run2.sbatch", "second.run1.sbatch", "submit.sh",
-    }  # fmt: skip
-    script = (tmp_path / "first.run2.sbatch").read_text()
-    for line in ("--nodes=2", "--gres=gpu:a100:8", "--time=70", "--partition=long"):
-        assert f"#SBATCH {line}\n" in script
-    assert script.endswith("python a.py --resume\n") and "--resume" not in (tmp_path / "second.run1.sbatch").read_text()
-    submit = (tmp_path / "submit.sh").read_text()
-    assert '--dependency="afterany:$id_0" first.run2.sbatch' in submit
-    assert '--dependency="afterok:$id_1" second.run1.sbatch' in submit
-    assert any("image" in remark for remark in remarks) and all(f"# {remark}" in submit for remark in remarks)
-
-
-def test_slurm_begins_at_the_planned_instant_whatever_the_clusters_zone(plan, tmp_path):
-    """An hour after the plan's beginning by the cluster's clock: what has begun starts now, the rest after a wait."""
-    emit.write(plan, "slurm", tmp_path)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "date").write_text(f"#!/bin/bash\necho {int(plan.problem.clock.begins(1).timestamp())}\n")
-    (tools / "sbatch").write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/asked\necho 7\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    env = {"PATH": f"{tools}:/usr/bin:/bin", "TZ": "Asia/Tokyo"}
-    assert subprocess.run(["bash", tmp_path / "submit.sh"], env=env).returncode == 0
-    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
-    assert [line[1] for line in asked] == ["--begin=now+0", "--begin=now+7200", "--begin=now+10800"]
-    assert "--begin" not in re.sub("#.*submit.sh's", "", (tmp_path / "first.run2.sbatch").read_text())
-
-
-def test_resume_stands_on_the_commands_last_line(plan, tmp_path):
-    jobs = (replace(plan.problem.jobs[0], command="cd run\npython a.py\n"), *plan.problem.jobs[1:])
-    emit.write(replace(plan, problem=replace(plan.problem, jobs=jobs)), "slurm", tmp_path)
-    assert (tmp_path / "first.run2.sbatch").read_text().endswith("cd run\npython a.py --resume\n")
-
-
-def test_env_is_no_shell_code(plan, tmp_path):
-    emit.write(plan, "slurm", tmp_path)
-    export = (tmp_path / "first.run1.sbatch").read_text().split("set -euo pipefail\n")[1].split("python a.py")[0]
-    shown = subprocess.run(["bash", "-c", f'{export}printf %s "$KEY"'], capture_output=True, text=True)
-    assert shown.stdout == NASTY
-    for path in tmp_path.iterdir():
-        assert subprocess.run(["bash", "-n", path]).returncode == 0
-
-
-def test_submit_starts_each_run_at_its_time(plan, tmp_path):
-    """With a fake clock, sleep and sky: what is launched, and after how long a wait."""
-    emit.write(plan, "skypilot", tmp_path)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    clock = tmp_path / "clock"
-    clock.write_text(str(int(plan.problem.clock.begins(0).timestamp())))
-    (tools / "date").write_text(f"#!/bin/bash\ncat {clock}\n")
-    (tools / "sleep").write_text(f"#!/bin/bash\necho $(($(cat {clock}) + $1)) > {clock}.new; mv {clock}.new {clock}\n")
-    (tools / "sky").write_text(f'#!/bin/bash\necho "$(cat {clock}) $*" >> {tmp_path}/launched\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    env = {"PATH": f"{tools}:/usr/bin:/bin"}
-    assert subprocess.run(["bash", tmp_path / "submit.sh"], env=env).returncode == 0
-    launched = [line.split() for line in (tmp_path / "launched").read_text().splitlines()]
-    assert [int(line[0]) for line in launched] == [int(plan.problem.clock.begins(s).timestamp()) for s in (0, 3, 4)]
-    assert [line[-1] for line in launched] == ["first.run1.yaml", "first.run2.yaml", "second.run1.yaml"]
-
-
-def test_skypilot_tasks(plan, tmp_path):
-    emit.write(plan, "skypilot", tmp_path)
-    task = yaml.safe_load((tmp_path / "first.run2.yaml").read_text())
-    assert task["resources"]["accelerators"] == "A100:8" and task["num_nodes"] == 2 and task["resources"]["use_spot"]
-    assert task["envs"] == {"KEY": NASTY} and "--resume" in task["run"] and "timeout 4200 " in task["run"]
-
-
-@pytest.mark.slow
-def test_skypilot_itself_reads_them(plan, tmp_path):
-    """In an environment of its own: BIGMODEL_SKY names its Python, or one is made (minutes)."""
-    import os
-
-    python = os.environ.get("BIGMODEL_SKY")
-    if python is None:
-        home = tmp_path / "sky"
-        made = subprocess.run([sys.executable, "-m", "venv", home]).returncode == 0
-        python = str(home / "bin/python")
-        if not made or subprocess.run([python, "-m", "pip", "install", "-q", "skypilot"]).returncode:
-            pytest.skip("SkyPilot cannot be installed here")
-    folder = tmp_path / "out"
-    emit.write(plan, "skypilot", folder)
-    script = (
-        "import sys, sky\nfor path in sys.argv[1:]:\n    t = sky.Task.from_yaml(path)\n"
-        "    r = next(iter(t.resources)); print(t.name, t.num_nodes, dict(r.accelerators), r.use_spot)"
-    )
-    files = sorted(str(path) for path in folder.glob("*.yaml"))
-    shown = subprocess.run([python, "-c", script, *files], capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr[-2000:]
-    assert shown.stdout.splitlines()[-3] == "first-run1 2 {'A100': 8} True"
-
-
-def test_kueue_jobs_are_valid(plan, tmp_path):
-    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    emit.write(plan, "kueue", tmp_path)
-    names = set()
-    for path in tmp_path.glob("*.yaml"):
-        job = yaml.safe_load(path.read_text())
-        validate.validate(job, "1.29", strict=True)
-        assert job["spec"]["suspend"] is True and job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
-        names.add(job["metadata"]["name"])
-    assert names == {"first-run1", "first-run2", "second-run1"}
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8", "ephemeral-storage": "80G"}
-
-
-@pytest.mark.parametrize(
-    "target, pool, job, words",
-    [
-        ("slurm", {}, {"command": " "}, "command: is empty"),
-        ("kueue", {}, {"image": ""}, "image is missing"),
-        ("kueue", {"queue": None}, {}, "queue is missing"),
-        ("kueue", {"queue": "a b"}, {}, "queue is 'a b', which is no Kubernetes label"),
-        ("skypilot", {"accelerator": None}, {}, "accelerator is missing"),
-        ("nomad", {}, {}, "target is 'nomad'"),
-    ],
-)
-def test_what_a_target_needs(plan, tmp_path, target, pool, job, words):
-    problem = plan.problem
-    jobs = tuple(replace(one, **job) for one in problem.jobs)
-    changed = replace(plan, problem=replace(problem, pools=(replace(problem.pools[0], **pool),), jobs=jobs))
-    with pytest.raises(ValueError, match=words):
-        emit.write(changed, target, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_tasks_wait_for_the_last_run_before(plan):
-    tasks = {task.name: task for task in of(plan).tasks}
-    assert tasks["second.run1"].after == ("first.run2",) and tasks["first.run2"].previous == ("first.run1",)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------
@@ -285,6 +142,8 @@ def test_estimate():
         ((1e9, float("nan"), "h100", 0.4), "tokens is nan"),
         ((1e9, 1e9, "h100", 1.5), "mfu is 1.5"),
         ((1e9, 1e9, "abacus", 0.4), "device is 'abacus'"),
+        ((1e300, 1e9, "h100", 0.4), "params is 1e.300; it must be finite, above 0 and at most 1e.18"),
+        ((10**400, 1e9, "h100", 0.4), "params is 1000"),
     ],
 )
 def test_bad_sizes(arguments, words):
@@ -293,7 +152,7 @@ def test_bad_sizes(arguments, words):
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match="layers is -2; it must be finite and above 0"):
+    with pytest.raises(ValueError, match="layers is -2; it must be finite, above 0"):
         schedule.estimate(1e9, 1e9, "h100", layers=-2)
 
 
@@ -343,10 +202,87 @@ def test_exit_codes(tmp_path):
         "j misses its deadline by 1 slot even alone on the fastest devices: a deadline of slot 2 for j "
         "(Sat 2000-01-01 02:00 UTC) would make it feasible\n"
     )
-    for arguments in (["bad.toml"], ["none.toml"], [], ["good.toml", "--mfu", "0.5"], ["estimate", "--params", "1e9"]):
+    for arguments in (["bad.toml"], ["none.toml"]):
         failed = command(*arguments, cwd=tmp_path)
         assert failed.returncode == 1 and len(failed.stderr.strip().splitlines()) == 1, failed.stderr
-    assert command("good.toml", "--emit", "cron", cwd=tmp_path).returncode == 2
+
+
+GOOD = "good.toml"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "a problem file is missing"),
+        (["--example", GOOD], "--example takes no problem"),
+        (["--example", "--check"], "--example takes no --check"),
+        ([GOOD, "--check", "--emit", "slurm"], "--check takes no --emit"),
+        ([GOOD, "--check", "--time-limit", "3"], "--check takes no --time-limit"),
+        ([GOOD, "--out", "x"], "a plan without --emit takes no --out"),
+        ([GOOD, "--params", "1e9"], "a problem, unlike 'bigmodel plan estimate', takes no --params"),
+        ([GOOD, "--gantt", "x.pdf"], "--gantt: x.pdf must end in .png, .svg, .html"),
+        (["estimate", "--params", "1e9"], "estimate: --tokens is missing"),
+        (["estimate", "--check"], "estimate takes no --check"),
+        (["estimate", "--params", "0", "--tokens", "1", "--device", "h100"], "estimate: params is 0.0"),
+        ([GOOD, "--gap", "-1"], "argument --gap: is -1; it must be at least 0"),
+        ([GOOD, "--time-limit", "0"], "argument --time-limit: is 0; it must be above 0"),
+        ([GOOD, "--time-limit", "nan"], "argument --time-limit: is nan"),
+        ([GOOD, "--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
+        ([GOOD, "--emit", "cron"], "argument --emit: invalid choice"),
+    ],
+)
+def test_wrong_arguments(tmp_path, monkeypatch, capsys, arguments, words):
+    (tmp_path / GOOD).write_text(SMALL % 6)
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(["plan", *arguments])
+    except SystemExit as error:  # argparse's own
+        status = error.code
+    said = capsys.readouterr()
+    assert status == 2 and words in said.err and said.out == ""
+
+
+@pytest.mark.parametrize(
+    "problem, arguments, words",
+    [
+        (SMALL % 6, ["--json", "none/x"], "none/x cannot be written"),
+        (SMALL % 6, ["--gantt", "none/x.html"], "none/x.html cannot be written"),
+        (SMALL % 6, ["--json", "."], ". cannot be written"),
+        (SMALL % 6, ["--emit", "slurm", "--out", "good.toml/x"], "good.toml/x cannot be written"),
+        (SMALL % 6, ["--emit", "slurm", "--out", "old"], "old holds files of an earlier plan, such as submit.sh"),
+        (SMALL % 6, ["--emit", "kueue"], "job j: image is missing"),
+        (SMALL.replace('"true"', '" "') % 6, ["--emit", "slurm"], "job j: command is empty"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_solve(tmp_path, monkeypatch, capsys, problem, arguments, words):
+    (tmp_path / GOOD).write_text(problem)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/submit.sh").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(solver, "solve", lambda *_, **__: pytest.fail("solved"))
+    assert main(["plan", GOOD, *arguments]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("interrupted, status", [(True, 130), (False, 4)])
+def test_an_interrupt_is_told_from_a_lost_process(tmp_path, monkeypatch, capsys, interrupted, status):
+    """Whatever the sentence says."""
+    (tmp_path / GOOD).write_text(SMALL % 6)
+
+    def unknown(*_, **__):
+        raise schedule.Unknown("uninterrupted", interrupted=interrupted)
+
+    monkeypatch.setattr(solver, "solve", unknown)
+    assert main(["plan", str(tmp_path / GOOD)]) == status
+
+
+@pytest.mark.parametrize("interrupted, status", [(True, 130), (False, 0)])
+def test_an_interrupted_plan_is_printed_and_told(tmp_path, monkeypatch, capsys, plan, interrupted, status):
+    (tmp_path / GOOD).write_text(SMALL % 6)
+    found = replace(plan, status="uninterrupted", interrupted=interrupted)
+    monkeypatch.setattr(solver, "solve", lambda *_, **__: found)
+    assert main(["plan", str(tmp_path / GOOD)]) == status
+    assert "cost 48.00 USD" in capsys.readouterr().out
 
 
 def test_example_can_be_planned_from(tmp_path):

@@ -59,6 +59,12 @@ def problem(pool=None, job=None, jobs=None, **more):
         ({"job": {"min_run": 0}}, "jobs[0].min_run: is 0"),
         ({"job": {"after": ("nobody",)}}, "jobs[0].after[0]: is 'nobody'"),
         ({"jobs": [{"after": ("j1",)}, {"after": ("j0",)}]}, "jobs[0].after: 'j0' waits for itself through 'j1'"),
+        ({"jobs": [{"after": ("j0",)}]}, "jobs[0].after: 'j0' waits for itself."),
+        (
+            {"jobs": [{"after": ("j1",)}, {"after": ("j2",)}, {"after": ("j1", "j3")}, {}, {"after": ("j2",)}]},
+            "jobs[1].after: 'j1' waits for itself through 'j2'.",
+        ),
+        ({"pool": {"price": [{"from": 0, "to": 10**400, "value": 1}]}}, "pools[0].price[0].to: 1000"),
         ({"job": {"mix_pools": True, "restart": 1.0}}, "jobs[0].mix_pools: a job that mixes pools"),
         ({"job": {"done": 10.0}}, "jobs[0].done: is 10 of 10"),
         ({"job": {"running": Running(pool="p", devices=2, slots=1)}}, "jobs[0].started: must be true"),
@@ -106,6 +112,21 @@ def test_toml_and_json_read_back_equal(tmp_path):
         assert schedule.load(tmp_path / name) == written
 
 
+def test_what_is_written_elsewhere_needs_no_csv_file(tmp_path):
+    """The file has two columns; a slot's price is the average of what holds in it."""
+    (tmp_path / "p.csv").write_text("t,x,n\n2000-01-01T00:00,1,4\n2000-01-01T00:30,3,2\n")
+    column = {"csv": "p.csv", "time": "t"}
+    pool = {"price": column | {"column": "x"}, "carbon": column | {"column": "x"}, "count": column | {"column": "n"}}
+    written = problem(pool=pool | {"kw": 1.0}, folder=str(tmp_path), slots=2)
+    elsewhere = tmp_path / "b"
+    elsewhere.mkdir()
+    for name in ("p.toml", "p.json"):
+        schedule.dump(written, elsewhere / name)
+        read = schedule.load(elsewhere / name)
+        assert read.price.tolist() == [[2.0, 3.0]] and read.count.tolist() == [[2, 2]]
+        assert (read.carbon == written.carbon).all()
+
+
 def test_example_is_the_shipped_one():
     assert schedule.example() == (ROOT / "examples/plan_week.toml").read_text()
     week = schedule.load(ROOT / "examples/plan_week.toml")
@@ -127,6 +148,21 @@ def test_bad_files_are_one_sentence(tmp_path, text, words):
     with pytest.raises(ValueError) as error:
         schedule.load(tmp_path / "a.toml")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"slots": 3, "pools": [], "slots": 4}', "a.json: the key 'slots' comes twice in one object."),
+        ('{"slots": ' + "[" * 100_000 + "]" * 100_000 + "}", "a.json: is nested too deeply."),
+        ('{"slots": ' + "[" * 900 + "]" * 900 + "}", "a.json: is nested too deeply."),  # for what reads its values
+    ],
+)
+def test_bad_json_is_one_sentence(tmp_path, text, words):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError) as error:
+        schedule.load(tmp_path / "a.json")
+    assert str(error.value).endswith(words) and str(tmp_path) in str(error.value)
 
 
 def test_per_slot_values(tmp_path):

@@ -44,6 +44,10 @@ class Clock:
             return int(when)
         return math.floor(self.slot(self.instant(when)) + _ROUNDING)
 
+    def rounds(self, when: int | str) -> bool:
+        """Whether `deadline` takes something from it."""
+        return isinstance(when, str) and self.slot(self.instant(when)) - self.deadline(when) > _ROUNDING
+
     def begins(self, slot: int) -> datetime:
         """When a slot begins, in the zone."""
         return (self.start + timedelta(hours=slot * self.slot_hours)).astimezone(self.zone)

@@ -30,4 +30,9 @@ class Infeasible(ValueError):
 
 
 class Unknown(RuntimeError):
-    """Time ran out, Ctrl-C came or the solver's process was lost before a plan was found or proven impossible."""
+    """Time ran out, Ctrl-C came (`.interrupted`) or the solver's process was lost before a plan was found or proven
+    impossible."""
+
+    def __init__(self, text: str, interrupted: bool = False):
+        super().__init__(text)
+        self.interrupted = interrupted

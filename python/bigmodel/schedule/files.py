@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bigmodel.schedule import series
 from bigmodel.schedule.problem import Job, Objective, Pool, Problem, Rate, Running
 
 # Fields that hold further dataclasses, and whether they hold many.
@@ -28,17 +29,34 @@ def load(path: str | Path) -> Problem:
     """Reads a problem from a .toml or .json file; relative CSV paths in it start at its folder.
 
     Raises:
-        OSError: the file cannot be read. ValueError: it is no TOML or JSON, or no valid problem; one sentence.
+        OSError: the file cannot be read. ValueError: it is no TOML or JSON, has a key twice, or is no valid problem;
+            one sentence.
     """
     path = Path(path)
     if path.suffix not in (".toml", ".json"):
         raise ValueError(f"{path}: a problem is a .toml or a .json file.")
     try:
+        return from_dict(_parsed(path), folder=str(path.parent))
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply.") from None
+
+
+def _parsed(path: Path) -> Any:
+    try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else toml().loads(text)
+        return json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else toml().loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
-    return from_dict(data, folder=str(path.parent))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; that a key comes twice is an error, as in TOML."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} comes twice in one object")
+        table[key] = value
+    return table
 
 
 def toml() -> Any:
@@ -53,7 +71,7 @@ def toml() -> Any:
 
 
 def dump(problem: Problem, path: str | Path) -> None:
-    """Writes a problem to a .toml or .json file that `load` reads back equal."""
+    """Writes a problem to a .toml or .json file that `load` reads back equal; columns of CSV files as their values."""
     path = Path(path)
     if path.suffix == ".json":
         path.write_text(json.dumps(to_dict(problem), indent=1) + "\n", encoding="utf-8")
@@ -75,7 +93,14 @@ def from_dict(data: dict[str, Any], folder: str = ".") -> Problem:
 
 
 def to_dict(problem: Problem) -> dict[str, Any]:
-    return _plain(problem)
+    """What `from_dict` reads from any folder: a column of a CSV file becomes its value in each slot."""
+    data = _plain(problem)
+    for p, pool in enumerate(data["pools"]):
+        for name in ("count", "price", "carbon"):
+            if isinstance(pool.get(name), dict) and "csv" in pool[name]:
+                values = problem.count if name == "count" else series.averages(problem, name)
+                pool[name] = {"slots": values[p].tolist()}
+    return data
 
 
 def _build(kind: type, data: Any, path: str, **more: Any) -> Any:

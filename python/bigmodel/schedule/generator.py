@@ -56,9 +56,7 @@ def generate(
     sizes *= target / sizes.sum()
     followers = {j: j - 1 for j in range(1, round(0.2 * jobs), 2)} if family == "C" else {}
     chunk = 3 if family == "C" else 1
-    order = sorted(range(jobs), key=lambda j: (j not in followers and j not in followers.values(), -sizes[j], j))
-    order.sort(key=lambda j: j in followers and 1 or 0)
-    for j in sorted(order, key=lambda j: (0 if j in followers.values() else 1 if j in followers else 2, -sizes[j])):
+    for j in sorted(range(jobs), key=lambda j: (j not in followers.values(), j not in followers, -sizes[j])):
         first = int(np.flatnonzero(table[followers[j]].sum(axis=0)).max()) + 1 if j in followers else 0
         last = slots * 2 // 3 if j in followers.values() else slots
         _place(rng, table[j], free, sizes[j], family, chunk, first, last)
@@ -104,7 +102,7 @@ def _place(rng, row, free, size: float, family: str, chunk: int, first: int, las
         for n in rng.permutation(COUNTS if family != "A" else np.arange(1, 9)):
             length = max(chunk, int(round(size / n / chunk)) * chunk)
             starts = [s for s in range(first, last - chunk + 1, chunk) if (free[p, s : s + chunk] >= n).all()]
-            if len(starts) * chunk < min(length, chunk if size <= 0 else length):
+            if len(starts) * chunk < length:
                 continue
             centre = rng.uniform(first, last)
             chosen = sorted(starts, key=lambda s: abs(s + chunk / 2 - centre))[: length // chunk]

@@ -51,7 +51,8 @@ class Plan:
     """allocation: devices, integers of shape (jobs, pools, slots), in the order of problem.jobs and problem.pools.
 
     problem has its replicas written out. status is a sentence; complete says whether the search ended by itself, so
-    that the same input and seed give the same plan. notes: what a reader should know, such as spot and deadlines.
+    that the same input and seed give the same plan; interrupted, whether Ctrl-C ended it. notes: what a reader should
+    know, such as spot and deadlines.
     """
 
     problem: Problem
@@ -64,6 +65,7 @@ class Plan:
     past: tuple[dict[str, Any], ...] = ()  # rows of runs before Problem.now
     moves: tuple[str, ...] = ()  # what re-planning moved, and what that costs
     shadow: np.ndarray | None = field(default=None, repr=False)  # price of capacity, per device and slot
+    interrupted: bool = False
 
     @cached_property
     def account(self) -> Account:

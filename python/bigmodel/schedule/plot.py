@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import html
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,16 @@ SUFFIXES = (".png", ".svg", ".html")
 _TALLEST = 32  # devices of a pool that are drawn in full height; more are drawn thinner
 
 
-def gantt(plan: Plan, path: Path) -> None:
+def check(path: Path) -> None:
+    """ValueError for a suffix, ImportError for a matplotlib, with which no chart can be drawn."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"gantt: {path.name} must end in {', '.join(SUFFIXES)}.")
+    if path.suffix != ".html" and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("gantt: .png and .svg need matplotlib; .html does not.")
+
+
+def gantt(plan: Plan, path: Path) -> None:
+    check(path)
     if path.suffix == ".html":
         path.write_text(_page(plan), encoding="utf-8")
     else:
@@ -59,10 +67,8 @@ def _step(problem: Problem, labels: int) -> int:
 
 
 def _figure(plan: Plan, path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("gantt: .png and .svg need matplotlib; .html does not.") from None
+    from matplotlib.figure import Figure
+
     problem = plan.problem
     most = problem.count.max(axis=1)
     heights = 0.09 * np.clip(most, 4, _TALLEST)

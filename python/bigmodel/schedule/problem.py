@@ -193,14 +193,21 @@ class Problem:
 
     @cached_property
     def expanded(self) -> Problem:
-        """This problem with every job of several replicas written out as name-1, name-2, ..."""
+        """This problem with every job of several replicas written out as name-1, name-2, ..., each with its number in
+        the variable BIGMODEL_REPLICA of its env."""
         if all(job.replicas == 1 for job in self.jobs):
             return self
         names = {job.name: replica_names(job) for job in self.jobs}
         jobs = [
-            replace(job, name=name, replicas=1, after=tuple(copy for before in job.after for copy in names[before]))
+            replace(
+                job,
+                name=name,
+                replicas=1,
+                after=tuple(copy for before in job.after for copy in names[before]),
+                env={"BIGMODEL_REPLICA": str(number)} | job.env if job.replicas > 1 else job.env,
+            )
             for job in self.jobs
-            for name in names[job.name]
+            for number, name in enumerate(names[job.name], 1)
         ]
         return replace(self, jobs=tuple(jobs))
 

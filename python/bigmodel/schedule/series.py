@@ -110,7 +110,7 @@ def _column(problem: Problem, values: Any, path: str) -> np.ndarray:
 
 
 def _position(problem: Problem, when: Any, path: str) -> float:
-    if isinstance(when, (int, float)) and not isinstance(when, bool) and math.isfinite(when):
+    if isinstance(when, (int, float)) and not isinstance(when, bool) and -MOST <= when <= MOST:
         return float(when)
     try:
         return problem.clock.slot(problem.clock.instant(str(when)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bigmodel.schedule.series import MOST
+
 GIB = 2**30
 
 # Dense bfloat16 (float16 where a device has no bfloat16) TFLOP/s and memory in GiB, from the vendors' data sheets.
@@ -80,8 +82,8 @@ def estimate(
     given = {"params": params, "tokens": tokens, "sequence": sequence, "micro_batch": micro_batch}
     shape = {name: value for name, value in (("layers", layers), ("hidden", hidden)) if value is not None}
     for name, value in (given | shape).items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"estimate: {name} is {value}; it must be finite and above 0.")
+        if not 0 < value <= MOST:
+            raise ValueError(f"estimate: {name} is {value}; it must be finite, above 0 and at most {MOST:g}.")
     if not 0 < mfu <= 1:
         raise ValueError(f"estimate: mfu is {mfu}; it must be above 0 and at most 1.")
     if device not in DEVICES:

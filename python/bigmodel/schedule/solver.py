@@ -68,6 +68,7 @@ class _Solve:
         self.results: list[StageResult] = []
         self.cut = False
         self.stopped = ""  # what ended the search from outside; {} for when
+        self.interrupted = False
         self.shadow: np.ndarray | None = None
 
     def plan(self) -> Plan:
@@ -82,12 +83,14 @@ class _Solve:
             self._stop(error)
         if self.best is None:
             if self.stopped:
-                raise Unknown(f"no plan was found, and none was proven impossible: {self.stopped.format('')}.")
+                why = f"no plan was found, and none was proven impossible: {self.stopped.format('')}."
+                raise Unknown(why, interrupted=self.interrupted)
             raise Unknown("no plan was found in the time given, and none was proven impossible; give more time.")
         return self._finished()
 
     def _stop(self, error: BaseException) -> None:
-        self.stopped = "interrupted{}" if isinstance(error, KeyboardInterrupt) else f"stopped{{}}, since {error}"
+        self.interrupted = isinstance(error, KeyboardInterrupt)
+        self.stopped = "interrupted{}" if self.interrupted else f"stopped{{}}, since {error}"
 
     def _infeasible(self, reasons: list[str]) -> None:
         from bigmodel.schedule import explain
@@ -220,7 +223,17 @@ class _Solve:
         status = _status(results, self.stopped, self.cut, self.gap, seconds)
         complete = not (self.cut or self.stopped)
         notes = _notes(account)
-        return Plan(self.problem, allocation, status, results, complete, seconds, notes, shadow=self.shadow)
+        return Plan(
+            self.problem,
+            allocation,
+            status,
+            results,
+            complete,
+            seconds,
+            notes,
+            shadow=self.shadow,
+            interrupted=self.interrupted,
+        )
 
     def _measured(self, account: rules.Account, result: StageResult) -> StageResult:
         """The stage's value as the rules find it in the plan that is returned."""
@@ -260,8 +273,10 @@ def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: floa
 
 
 def _notes(account: rules.Account) -> tuple[str, ...]:
-    """Deadlines that rest on spot devices, soft ones that are missed, and rates that nobody has measured."""
+    """Deadlines that rest on spot devices, soft ones that are missed or weigh nothing, and rates that nobody has
+    measured."""
     problem, notes, assumed = account.problem, [], []
+    clock, objective = problem.clock, problem.objective
     for job, done in zip(problem.jobs, account.jobs, strict=True):
         used = {p for run in done.runs for p, _ in run.devices}
         spot = [problem.pools[p].name for p in sorted(used) if problem.pools[p].interruptions_per_hour > 0]
@@ -269,10 +284,15 @@ def _notes(account: rules.Account) -> tuple[str, ...]:
             notes.append(f"{job.name}: the deadline is met in expectation only, since it runs on {', '.join(spot)}")
         late = rules.late_hours(problem, job, done.finish) if done.finish is not None else 0.0
         if late:
-            notes.append(f"{job.name}: ends {late:g} h after its deadline, which is soft")
+            since = f", counted from {clock.label(clock.deadline(job.deadline))}" if clock.rounds(job.deadline) else ""
+            notes.append(f"{job.name}: ends {late:g} h after its deadline, which is soft{since}")
         held = [(problem.pools[p].name, devices) for run in done.runs for p, devices in run.devices]
         if any(point.source == "assumed" for at in held for point in rates.behind(job, *at)):
             assumed.append(job.name)
+    soft = [job.name for job in problem.jobs if job.soft]
+    weighed = objective.weights.get("lateness") if objective.weights else "lateness" in objective.order
+    if soft and not weighed:
+        notes.append(f"lateness is not in the objective, so soft deadlines weigh nothing: {', '.join(soft)}")
     if assumed:
         notes.append(f"throughput is assumed, not measured: {', '.join(assumed)}")
     return tuple(notes)

@@ -262,6 +262,19 @@ def _precedence(value: Problem) -> None:
     while waits:
         free = {name for name, before in waits.items() if not before & set(waits)}
         if not free:
-            name = min(waits, key=index.__getitem__)
-            fail(f"jobs[{index[name]}].after", f"{name!r} waits for itself through {listed(set(waits) - {name})}")
+            first, *others = _cycle(waits, index)
+            through = f" through {listed(others)}" if others else ""
+            fail(f"jobs[{index[first]}].after", f"{first!r} waits for itself{through}")
         waits = {name: before for name, before in waits.items() if name not in free}
+
+
+def _cycle(waits: dict[str, set[str]], index: dict[str, int]) -> list[str]:
+    """Jobs that wait for each other in a ring, where each of `waits` waits for another of them."""
+    path: list[str] = []
+    name = min(waits, key=index.__getitem__)
+    while name not in path:
+        path.append(name)
+        name = min(waits[name] & set(waits), key=index.__getitem__)
+    ring = path[path.index(name) :]
+    first = ring.index(min(ring, key=index.__getitem__))
+    return ring[first:] + ring[:first]

@@ -1,71 +1,84 @@
-"""Kueue: one suspended batch/v1 Job per run with its queue's label; submit.sh creates each at its time."""
+"""Kueue: one suspended batch/v1 Job per run with its queue's label; submit.sh creates each at its time.
+
+A run on several nodes is an Indexed Job with a headless Service, through which its pods find each other by name.
+"""
 
 from __future__ import annotations
 
-import re
 import shlex
 from typing import Any
 
-from bigmodel.schedule.emit.tasks import GRACE_MINUTES, WAIT, Task, Tasks, comments
+from bigmodel.schedule.emit.tasks import GRACE_MINUTES, Task, Tasks, check_labels, comments, dns_labels, timed
+from bigmodel.schedule.problem import Pool, Problem
 from bigmodel.schedule.validate import NAME
 
-_RESOURCE = {"tpu": "google.com/tpu", "fpga": "xilinx.com/fpga"}
+_RESOURCE = {"cpu": "cpu", "gpu": "nvidia.com/gpu", "tpu": "google.com/tpu", "fpga": "xilinx.com/fpga"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+
+def check(problem: Problem, pools: list[Pool]) -> None:
+    jobs = problem.expanded.jobs
+    check_labels(jobs)
+    for job in jobs:
+        if not job.image:
+            raise ValueError(f"job {job.name}: image is missing, which Kubernetes needs.")
+    for pool in pools:
+        if not pool.queue:
+            raise ValueError(f"pool {pool.name}: queue is missing, the name of a Kueue LocalQueue.")
+        if pool.kind not in _RESOURCE:
+            raise ValueError(f"pool {pool.name}: kind is {pool.kind!r}; for Kubernetes it is {', '.join(_RESOURCE)}.")
+        for what in ("queue", "accelerator"):
+            label = getattr(pool, what)
+            if label and not NAME.fullmatch(label):
+                raise ValueError(f"pool {pool.name}: {what} is {label!r}, which is no Kubernetes label.")
 
 
 def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
     import yaml
 
-    remarks = list(tasks.remarks)
-    remarks.append("Kubernetes Jobs carry no start time: submit.sh must stay up and creates each run at its own")
-    remarks.append("Kubernetes knows no afterok between Jobs: a run is created at its time whatever became of others")
-    files: dict[str, str] = {}
-    names: dict[str, str] = {}
+    remarks = [
+        *tasks.remarks,
+        "Kubernetes Jobs carry no start time: submit.sh must stay up and creates each run at its own",
+        "Kubernetes knows no afterok between Jobs: a run is created at its time whatever became of others",
+    ]
+    if any(task.nodes > 1 for task in tasks.tasks):
+        remarks.append("the Service of a run on several nodes stays until kubectl delete --filename is given its file")
+    labels = dns_labels(task.name for task in tasks.tasks)
+    files = {}
     for task in tasks.tasks:
-        if not task.job.image:
-            raise ValueError(f"job {task.job.name}: image is missing, which Kubernetes needs.")
-        if not task.pool.queue:
-            raise ValueError(f"pool {task.pool.name}: queue is missing, the name of a Kueue LocalQueue.")
-        for what in ("queue", "accelerator"):
-            label = getattr(task.pool, what)
-            if label and not NAME.fullmatch(label):
-                raise ValueError(f"pool {task.pool.name}: {what} is {label!r}, which is no Kubernetes label.")
-        name = _name(task)
-        if name in names:
-            raise ValueError(f"job {task.job.name}: in Kubernetes its name {name!r} is that of {names[name]} too.")
-        names[name] = task.job.name
-        files[f"{task.name}.yaml"] = comments([task.label]) + yaml.safe_dump(
-            _job(task, name), sort_keys=False, width=1000
-        )
-    lines = ["#!/bin/bash", comments(remarks).rstrip("\n"), "set -euo pipefail", 'cd "$(dirname "$0")"', WAIT]
-    for task in sorted(tasks.tasks, key=lambda task: task.begins):
-        lines.append(f"wait_until {int(task.begins.timestamp())}")
-        lines.append(f"kubectl create --filename {shlex.quote(task.name + '.yaml')}")
-    files["submit.sh"] = "\n".join(lines) + "\n"
+        name = labels[task.name]
+        objects = [_service(name), _job(task, name)] if task.nodes > 1 else [_job(task, name)]
+        text = yaml.safe_dump_all(objects, sort_keys=False, width=1000)
+        files[f"{task.name}.yaml"] = comments([task.label]) + text
+    files["submit.sh"] = timed(
+        tasks, remarks, lambda task: f"kubectl create --filename {shlex.quote(task.name + '.yaml')}"
+    )
     return files, remarks
 
 
-def _name(task: Task) -> str:
-    """A DNS label: lower case, at most 63 characters."""
-    return re.sub(r"[^a-z0-9-]+", "-", task.name.lower())[-63:].strip("-")
+def _service(name: str) -> dict[str, Any]:
+    """Gives the pods of Job `name` the host names NAME-INDEX.NAME, before they are ready, too."""
+    spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": name}}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def _literal(text: str) -> str:
+    """Kubernetes takes $(NAME) and $$ in a container's command and environment for its own."""
+    return text.replace("$", "$$")
 
 
 def _job(task: Task, name: str) -> dict[str, Any]:
-    wanted: dict[str, Any] = {}
-    if task.pool.kind == "cpu":
-        wanted["cpu"] = str(task.per_node)
-    else:
-        wanted[_RESOURCE.get(task.pool.kind, "nvidia.com/gpu")] = str(task.per_node)
+    wanted = {_RESOURCE[task.pool.kind]: str(task.per_node)}
     if task.job.data_gb:
         wanted["ephemeral-storage"] = f"{task.job.data_gb:g}G"
+    script = task.script("${JOB_COMPLETION_INDEX:-0}", f"{name}-0.{name}", "29500")
     container: dict[str, Any] = {
         "name": "job",
         "image": task.job.image,
-        "command": ["/bin/bash", "-c", task.command],
+        "command": ["/bin/bash", "-euo", "pipefail", "-c", _literal(script)],
+        "env": [{"name": key, "value": _literal(value)} for key, value in task.variables.items()],
         "resources": {"requests": wanted, "limits": dict(wanted)},
     }
-    if task.job.env:
-        container["env"] = [{"name": key, "value": value} for key, value in task.job.env.items()]
     pod: dict[str, Any] = {"restartPolicy": "Never", "containers": [container]}
     if task.pool.accelerator:
         pod["nodeSelector"] = {"bigmodel/accelerator": task.pool.accelerator}
@@ -79,6 +92,7 @@ def _job(task: Task, name: str) -> dict[str, Any]:
     }
     if task.nodes > 1:
         spec["completionMode"] = "Indexed"
+        pod["subdomain"] = name
     note = f"activeDeadlineSeconds is the run's length and {GRACE_MINUTES} minutes of grace"
     return {
         "apiVersion": "batch/v1",

@@ -5,35 +5,40 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from bigmodel.schedule.emit.tasks import GRACE_MINUTES, WAIT, Task, Tasks, comments
+from bigmodel.schedule.emit.tasks import GRACE_MINUTES, Task, Tasks, check_labels, comments, dns_labels, timed
+from bigmodel.schedule.problem import Pool, Problem
+
+
+def check(problem: Problem, pools: list[Pool]) -> None:
+    check_labels(problem.expanded.jobs)
+    for pool in pools:
+        if pool.kind != "cpu" and not (pool.accelerator or pool.model):
+            raise ValueError(f"pool {pool.name}: accelerator is missing, which SkyPilot needs.")
 
 
 def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
     import yaml
 
-    remarks = list(tasks.remarks)
-    remarks.append("SkyPilot tasks carry no start time: submit.sh must stay up and starts each run at its own")
-    remarks.append("SkyPilot knows no afterok between managed jobs: a run starts at its time whatever became of others")
-    files = {}
-    for task in tasks.tasks:
-        if task.pool.kind != "cpu" and not (task.pool.accelerator or task.pool.model):
-            raise ValueError(f"pool {task.pool.name}: accelerator is missing, which SkyPilot needs.")
-        head = comments([task.label, *[remark for remark in remarks if remark.startswith(f"{task.job.name} ")]])
-        files[f"{task.name}.yaml"] = head + yaml.safe_dump(_task(task), sort_keys=False, width=1000)
-    lines = ["#!/bin/bash", comments(remarks).rstrip("\n"), "set -euo pipefail", 'cd "$(dirname "$0")"', WAIT]
-    for task in sorted(tasks.tasks, key=lambda task: task.begins):
-        lines.append(f"wait_until {int(task.begins.timestamp())}")
-        name = shlex.quote(_name(task))
-        lines.append(f"sky jobs launch --yes --detach-run --name {name} {shlex.quote(task.name + '.yaml')}")
-    files["submit.sh"] = "\n".join(lines) + "\n"
+    remarks = [
+        *tasks.remarks,
+        "SkyPilot tasks carry no start time: submit.sh must stay up and starts each run at its own",
+        "SkyPilot knows no afterok between managed jobs: a run starts at its time whatever became of others",
+    ]
+    labels = dns_labels(task.name for task in tasks.tasks)
+    files = {
+        f"{task.name}.yaml": comments([task.label])
+        + yaml.safe_dump(_task(task, labels[task.name]), sort_keys=False, width=1000)
+        for task in tasks.tasks
+    }
+
+    def start(task: Task) -> str:
+        return f"sky jobs launch --yes --detach-run --name {labels[task.name]} {shlex.quote(task.name + '.yaml')}"
+
+    files["submit.sh"] = timed(tasks, remarks, start)
     return files, remarks
 
 
-def _name(task: Task) -> str:
-    return task.name.replace(".", "-").replace("_", "-")
-
-
-def _task(task: Task) -> dict[str, Any]:
+def _task(task: Task, name: str) -> dict[str, Any]:
     resources: dict[str, Any] = {}
     if task.pool.kind == "cpu":
         resources["cpus"] = f"{task.per_node}+"
@@ -47,13 +52,10 @@ def _task(task: Task) -> dict[str, Any]:
         resources["image_id"] = f"docker:{task.job.image}"
     if task.job.data_gb:
         resources["disk_size"] = int(max(64, task.job.data_gb * 1.5))
-    body: dict[str, Any] = {"name": _name(task), "resources": resources, "num_nodes": task.nodes}
-    if task.job.env:
-        body["envs"] = dict(task.job.env)
+    script = task.script("$SKYPILOT_NODE_RANK", '$(head -n 1 <<< "$SKYPILOT_NODE_IPS")', "29500")
     # A run before the last stops at its time; the job's checkpoint is what the next one resumes from.
-    seconds = task.minutes * 60
-    body["run"] = (
+    run = (
         f"# at most the run's length and {GRACE_MINUTES} minutes of grace\n"
-        f"timeout {seconds} bash -c {shlex.quote(task.command)}\n"
+        f"timeout {task.minutes * 60} bash -euo pipefail -c {shlex.quote(script)}\n"
     )
-    return body
+    return {"name": name, "resources": resources, "num_nodes": task.nodes, "envs": task.variables, "run": run}

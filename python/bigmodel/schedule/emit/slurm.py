@@ -10,6 +10,16 @@ from __future__ import annotations
 import shlex
 
 from bigmodel.schedule.emit.tasks import GRACE_MINUTES, Task, Tasks, comments
+from bigmodel.schedule.problem import Pool, Problem
+
+# Below the ports that Linux hands out by itself; runs that share a node have ports of their own.
+_PORT = "$((20000 + SLURM_JOB_ID % 10000))"
+
+
+def check(problem: Problem, pools: list[Pool]) -> None:
+    for pool in pools:
+        if pool.kind not in ("cpu", "gpu") and not pool.gres:
+            raise ValueError(f"pool {pool.name}: gres is missing, Slurm's name for devices of kind {pool.kind!r}.")
 
 
 def render(tasks: Tasks) -> tuple[dict[str, str], list[str]]:
@@ -41,7 +51,17 @@ def _script(task: Task) -> str:
     lines.append("--output=%x-%j.out")
     options = "".join(f"#SBATCH {line}\n" for line in lines)
     note = f"# {task.label}; --time is the run's length and {GRACE_MINUTES} minutes of grace, --begin is submit.sh's\n"
-    return f"#!/bin/bash\n{options}{note}set -euo pipefail\n{task.exports}{task.command}\n"
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in task.variables.items())
+    return f"#!/bin/bash\n{options}{note}set -euo pipefail\n{exports}{_command(task)}\n"
+
+
+def _command(task: Task) -> str:
+    """A batch script runs on its first node alone; srun starts what it is given once on each."""
+    script = task.script("$SLURM_NODEID", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', _PORT)
+    if task.nodes == 1:
+        return script
+    cpus = f" --cpus-per-task={task.per_node}" if task.pool.kind == "cpu" else ""  # srun does not take sbatch's
+    return f"srun --kill-on-bad-exit=1{cpus} bash -euo pipefail -c {shlex.quote(script)}"
 
 
 _BEGIN = """\

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from bigmodel.schedule import rules
 from bigmodel.schedule.problem import Job, Pool
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ GRACE_MINUTES = 10  # that a run may take longer than planned before its engine 
 @dataclass(frozen=True)
 class Task:
     """One run on one pool. after: names of the last tasks of the jobs that it follows; previous: of its own job's runs
-    that have ended when it begins. last: whether the job ends with it."""
+    that have ended when it begins; both without those that an earlier submission has started."""
 
     name: str
     job: Job
@@ -29,12 +31,8 @@ class Task:
     minutes: int
     after: tuple[str, ...]
     previous: tuple[str, ...]
-    last: bool
+    resumes: bool
     label: str
-
-    @property
-    def resumes(self) -> bool:
-        return bool(self.previous) or self.job.started
 
     @property
     def nodes(self) -> int:
@@ -46,14 +44,22 @@ class Task:
         return self.devices // self.nodes
 
     @property
-    def command(self) -> str:
-        """The job's command line; a later run's gets --resume."""
-        command = self.job.command.rstrip()  # a text of several lines often ends in a newline
-        return f"{command} --resume" if self.resumes else command
+    def variables(self) -> dict[str, str]:
+        """The command's environment, as far as it is known now."""
+        known = {
+            "BIGMODEL_JOB": self.job.name,
+            "BIGMODEL_NODES": str(self.nodes),
+            "BIGMODEL_DEVICES": str(self.per_node),
+        }
+        return known | self.job.env
 
-    @property
-    def exports(self) -> str:
-        return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in self.job.env.items())
+    def script(self, node: str, address: str, port: str) -> str:
+        """Shell text for each node: the rest of its environment, in the engine's words, and the command; a later run's
+        gets --resume."""
+        rest = {"BIGMODEL_NODE": node, "MASTER_ADDR": address if self.nodes > 1 else "localhost", "MASTER_PORT": port}
+        exports = " ".join(f"{name}={value}" for name, value in rest.items() if name not in self.job.env)
+        command = self.job.command.rstrip()  # a text of several lines often ends in a newline
+        return f"export {exports}\n{command}{' --resume' if self.resumes else ''}"
 
 
 @dataclass(frozen=True)
@@ -64,82 +70,151 @@ class Tasks:
     remarks: list[str]
 
 
-def of(plan: Plan) -> Tasks:
-    """The plan's runs from Problem.now on.
+@dataclass(frozen=True)
+class _Part:
+    """What a run does on one pool. going: it began before Problem.now and simply goes on."""
 
-    Raises:
-        ValueError: a planned job has no command.
-    """
+    name: str
+    run: rules.Run
+    pool: int
+    devices: int
+    number: int
+    going: bool
+
+
+def of(plan: Plan) -> Tasks:
+    """The plan's runs from Problem.now on, without those that go on as they are."""
     problem, clock = plan.problem, plan.problem.clock
-    made: dict[str, list[tuple[Task, int, int]]] = {}
-    remarks = []
-    for j, (job, done) in enumerate(zip(problem.jobs, plan.account.jobs, strict=True)):
-        if done.runs and not job.command.strip():
-            raise ValueError(f"jobs[{j}].command: is empty, so {job.name} cannot be emitted.")
-        if any(len(run.devices) > 1 for run in done.runs):
+    parts = {job.name: _parts(plan, j) for j, job in enumerate(problem.jobs)}
+    remarks = _replanned(plan, [part for items in parts.values() for part in items if part.going])
+    tasks = []
+    for job in problem.jobs:
+        if not parts[job.name]:
+            remarks.append(f"{job.name} is dropped by the plan and not emitted")
+        if any(len(part.run.devices) > 1 for part in parts[job.name]):
             remarks.append(
                 f"{job.name} runs on several pools at once: one task per pool, which the engine starts alone"
             )
-        if not done.runs:
-            remarks.append(f"{job.name} is dropped by the plan and not emitted")
-    names: dict[str, list] = {job.name: [] for job in problem.jobs}
-    for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
-        for index, run in enumerate(done.runs):
-            names[job.name] += [(_task_name(plan, job, index, run, p), run) for p, _ in run.devices]
-    for job, done in zip(problem.jobs, plan.account.jobs, strict=True):
-        made[job.name] = []
-        for index, run in enumerate(done.runs):
-            for p, devices in run.devices:
-                name = _task_name(plan, job, index, run, p)
-                hours = (run.last - run.first) * problem.slot_hours
-                task = Task(
-                    name=name,
-                    job=job,
-                    pool=problem.pools[p],
-                    devices=devices,
-                    begins=clock.begins(run.first),
-                    minutes=math.ceil(hours * 60 - 1e-6) + GRACE_MINUTES,
-                    after=tuple(other for before in job.after for other in _ends(names[before])),
-                    previous=tuple(_ends([item for item in names[job.name] if item[1].last <= run.first])),
-                    last=index == len(done.runs) - 1,
-                    label=f"{clock.label(run.first)} to {clock.label(run.last)}, {devices} x {problem.pools[p].name}",
+        before = [end for name in job.after for end in _ends(parts[name])]
+        for part in parts[job.name]:
+            if part.going:
+                continue
+            run, pool = part.run, problem.pools[part.pool]
+            previous = _ends([other for other in parts[job.name] if other.run.last <= run.first])
+            task = Task(
+                name=part.name,
+                job=job,
+                pool=pool,
+                devices=part.devices,
+                begins=clock.begins(run.first),
+                minutes=math.ceil((run.last - run.first) * problem.slot_hours * 60 - 1e-6) + GRACE_MINUTES,
+                after=tuple(other.name for other in before if not other.going),
+                previous=tuple(other.name for other in previous if not other.going),
+                resumes=part.number > 1 or job.started,
+                label=f"{clock.label(run.first)} to {clock.label(run.last)}, {part.devices} x {pool.name}",
+            )
+            tasks.append(task)
+            held = [other.name for other in (*before, *previous) if other.going]
+            if held:
+                remarks.append(
+                    f"{task.name} follows {', '.join(held)}, which runs already: only its time holds it back"
                 )
-                made[job.name].append((task, run.first, p))
-    every = [item for items in made.values() for item in items]
-    order = [task for task, _, _ in sorted(every, key=lambda item: (item[1], item[0].name))]
-    return Tasks(_in_order(order), remarks)
+    tasks.sort(key=lambda task: (task.begins, task.name))  # what a task waits for has begun before it
+    return Tasks(tasks, remarks + _general(tasks))
 
 
-def _task_name(plan: Plan, job: Job, index: int, run, p: int) -> str:
-    pool = f"-{plan.problem.pools[p].name}" if len(run.devices) > 1 else ""
-    return f"{job.name}.run{index + 1}{pool}"
+def _parts(plan: Plan, j: int) -> list[_Part]:
+    """Numbers go on from the runs that began before Problem.now."""
+    problem, job, runs = plan.problem, plan.problem.jobs[j], plan.account.jobs[j].runs
+    begun = max(len(rules.runs_of(plan.allocation[j][:, : problem.now], 0)), int(job.started))
+    going = job.running is not None and not rules.moved(problem, job, runs)
+    parts = []
+    for number, run in enumerate(runs, begun + (not going)):
+        for p, devices in run.devices:
+            pool = f"-{problem.pools[p].name}" if len(run.devices) > 1 else ""
+            parts.append(_Part(f"{job.name}.run{number}{pool}", run, p, devices, number, going and run is runs[0]))
+    return parts
 
 
-def _ends(named) -> list[str]:
-    """The tasks that a job ends with."""
-    last = max((run.last for _, run in named), default=0)
-    return [name for name, run in named if run.last == last]
+def _replanned(plan: Plan, going: list[_Part]) -> list[str]:
+    """What is to be done with the submission of the plan before."""
+    problem, clock = plan.problem, plan.problem.clock
+    if problem.now == 0:
+        return []
+    but = f", but for {', '.join(part.name for part in going)}" if going else ""
+    first = (
+        f"planned again from {clock.label(problem.now)}: end the earlier submit.sh and cancel what it submitted{but}"
+    )
+    return [first] + [
+        f"{part.name} runs already and is not submitted again: leave it until {clock.label(part.run.last)}, which the "
+        "time limit that it was given may not reach"
+        for part in going
+    ]
 
 
-def _in_order(tasks: list[Task]) -> list[Task]:
-    """Every task after those that it names, which begin earlier or at the same time."""
-    placed: list[Task] = []
-    names: set[str] = set()
-    while tasks:
-        ready = [task for task in tasks if not ({*task.after, *task.previous} & {other.name for other in tasks})]
-        placed.append(ready[0])
-        names.add(ready[0].name)
-        tasks = [task for task in tasks if task is not ready[0]]
-    return placed
+def _general(tasks: list[Task]) -> list[str]:
+    remarks = []
+    now = datetime.now(timezone.utc)
+    late = [task for task in tasks if task.begins < now]
+    if late:
+        remarks.append(
+            f"{len(late)} of {len(tasks)} runs should have begun by now, {late[0].name} first: they start at once"
+        )
+    wide = sorted({task.job.name for task in tasks if task.nodes > 1})
+    if wide:
+        remarks.append(
+            f"on several nodes the command is started once on each, and finds the others by MASTER_ADDR, MASTER_PORT, "
+            f"BIGMODEL_NODES and BIGMODEL_NODE: {', '.join(wide)}"
+        )
+    return remarks
+
+
+def _ends(parts: list[_Part]) -> list[_Part]:
+    """What a job ends with."""
+    last = max((part.run.last for part in parts), default=0)
+    return [part for part in parts if part.run.last == last]
+
+
+def dns_labels(names: Iterable[str]) -> dict[str, str]:
+    """A name for each of `names` that Kubernetes and SkyPilot take: a letter, then lower case, digits and '-'; 58 at
+    most, which leaves room for a pod's index.
+
+    Raises:
+        ValueError: two would have the same.
+    """
+    owners: dict[str, str] = {}
+    for name in names:
+        label = re.sub(r"[^a-z0-9-]+", "-", name.lower())[-56:].lstrip("-")
+        label = label if label[0].isalpha() else f"j-{label}"
+        if label in owners:
+            raise ValueError(f"{name}: as a label, {label!r}, its name is that of {owners[label]} too.")
+        owners[label] = name
+    return {name: label for label, name in owners.items()}
+
+
+def check_labels(jobs: Iterable[Job]) -> None:
+    dns_labels(f"{job.name}.run1" for job in jobs)
 
 
 def comments(remarks: list[str]) -> str:
     return "".join(f"# {remark}\n" for remark in remarks)
 
 
-WAIT = """\
-wait_until() {  # seconds since 1970
+_TIMED = """\
+set -uo pipefail
+cd "$(dirname "$0")" || exit
+failed=0
+start_at() {  # seconds since 1970, a command
   local left=$(($1 - $(date +%s)))
   if ((left > 0)); then sleep "$left"; fi
+  shift
+  "$@" || { echo "submit.sh: failed: $*" >&2; failed=1; }
 }
 """
+
+
+def timed(tasks: Tasks, remarks: list[str], start: Callable[[Task], str]) -> str:
+    """A submit.sh that starts each task by `start`'s shell words at its time, whatever became of the others, and whose
+    status says whether all were started."""
+    lines = [f"start_at {int(task.begins.timestamp())} {start(task)}\n" for task in tasks.tasks]
+    return f"#!/bin/bash\n{comments(remarks)}{_TIMED}{''.join(lines)}exit $failed\n"
