@@ -95,7 +95,8 @@ int active_clusters(void (*kernel)(Parameters...), dim3 block, int64_t shared_by
 }
 
 // Whether the code that the current device would run for this kernel knows clusters: an older virtual architecture,
-// compiled on the spot for a newer device, does not.
+// compiled on the spot for a newer device, does not. ptxVersion is that architecture, __CUDA_ARCH__ / 10, of a cubin as
+// well, which carries it (CUB chooses what to launch by it); binaryVersion is the device's own in either case.
 template <class... Parameters>
 bool compiled_with_clusters(void (*kernel)(Parameters...), const char* op) {
   cudaFuncAttributes attributes;
