@@ -115,6 +115,12 @@ def test_the_executor_goes_on_after_a_violation(probes):
         assert torch.allclose(run(probes, "cluster_sum", source, (4,), 256), source.sum(), atol=1e-5)
 
 
+def test_what_an_earlier_call_asked_for_is_gone(probes):
+    for n, words in ((64, "where another call asked"), (0, "102400 bytes of dynamic .*; this kernel may have 49152")):
+        with pytest.raises(probes.Violation, match=words):
+            run(probes, "asks_for_another_size", n=n)
+
+
 def test_what_lies_between_two_rows_is_out_of_bounds(probes):
     out, source = torch.zeros(64), torch.randn(64)
     buffers = [
