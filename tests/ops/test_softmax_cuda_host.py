@@ -150,6 +150,17 @@ def test_warps_touch_no_more_memory_than_they_need(dtype, keys):
         assert sum(row.cost for row in own if row.kind == "write") == writes * row_sectors
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("keys", [40, 1000])
+def test_misaligned_rows_are_held_without_bank_conflicts(dtype, keys):
+    with cuda_host.as_cpu(H100) as executor:
+        executor.take_traffic()
+        bigmodel.attention_softmax(torch.randn(4, keys + 1).to(dtype)[:, 1:])
+        rows = [row for row in executor.take_traffic() if row.space == "shared"]
+    assert {row.kernel.split("<")[0].split("::")[-1] for row in rows} == {"softmax_forward_any"}
+    assert all(row.cost == row.least for row in rows), cuda_host.table(rows)
+
+
 @pytest.mark.parametrize("keys", [256, 255])
 def test_causal_rows_read_only_what_is_live(keys):
     reads = {}
