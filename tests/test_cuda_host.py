@@ -62,12 +62,17 @@ BROKEN = {
     "names_missing_lanes": r"thread \(32,0,0\) calls __shfl_xor_sync .* but its warp has lanes 0xffff",
     "reads_before_the_copy_landed": rf"asynchronous copy not waited for: .* thread \(0,0,0\) reads 4 bytes .*{ADDRESS}",
     "reads_anothers_copy": r"data race on shared memory: .* thread \(32,0,0\) writes .* thread \(31,0,0\) read",
+    "waits_after_anothers_read": rf"asynchronous copy not waited for: .* thread \(\d+,0,0\) reads 4 bytes at .*`slot`"
+    rf"\+\d+ of 256 bytes {ADDRESS}, where one that block \(0,0,0\) thread \(\d+,0,0\) issued \(broken.* goes",
+    "waits_for_the_group_before": r"asynchronous copy not waited for: .* reads 4 bytes at .*`slot`\+.* issued .* goes",
+    "writes_where_a_copy_comes_from": r"copy not waited for: .* writes 4 bytes at out\[\d+\].* issued .* comes from",
     "leaves_the_cluster_early": r"of a block that has exited: block \(0,0,0\) .* of block \(1,0,0\)",
     "enters_the_cluster_early": r"before the first cluster barrier.*block \(0,0,0\) .* of block \(1,0,0\)",
     "misses_a_cluster_barrier": r"race on shared memory: block \(0,0,0\) .*, which block \(1,0,0\) .* read",
     "a_block_skips_the_cluster_barrier": r"not reached by all .* \(1,0,0\) .* have exited; .* the cluster barrier",
     "too_much_static_shared": r"limits of sm_90 .* 53248 bytes of static shared memory; at most 49152",
     "dynamic_without_asking": r"limits of sm_90 .* 49156 bytes of dynamic shared memory; this kernel may have 49152",
+    "asks_for_another_size": r"asks for 61440 bytes of dynamic shared memory where another call asked for 102400",
     "dynamic_beyond_the_device": r"limits of sm_90 .* 232452 bytes of dynamic shared .*; this kernel may have 49152",
     "too_much_shared_together": r"limits of sm_90 .* 4096 bytes of static and 232448 of dynamic .*; at most 232448",
     "takes_too_much": r"limits of sm_90 .* 327\d\d bytes of arguments; at most 32764",
@@ -108,6 +113,12 @@ def test_the_executor_goes_on_after_a_violation(probes):
             run(probes, "misses_a_cluster_barrier")
         source = torch.randn(256)
         assert torch.allclose(run(probes, "cluster_sum", source, (4,), 256), source.sum(), atol=1e-5)
+
+
+def test_what_an_earlier_call_asked_for_is_gone(probes):
+    for n, words in ((64, "where another call asked"), (0, "102400 bytes of dynamic .*; this kernel may have 49152")):
+        with pytest.raises(probes.Violation, match=words):
+            run(probes, "asks_for_another_size", n=n)
 
 
 def test_what_lies_between_two_rows_is_out_of_bounds(probes):

@@ -42,7 +42,7 @@ def hot_kernels() -> dict[str, Hot]:
     # Rows that no block can hold: packs of as many elements in every dtype that fills them. Forward reads scores and
     # mask twice; backward the result and its gradient twice and scores once, and writes the mask's float32 part.
     for t, packs, part in (("float, 8", 8, 2), ("float, 4", 3, 1), ("double, 2", 1, 1)):
-        hot[f"softmax_forward_any<{t}>"] = Hot(4 * packs, packs)
+        hot[f"softmax_forward_any<{t}, false>"] = Hot(4 * packs, packs)
         hot[f"softmax_backward_any<{t}>"] = Hot(5 * packs, packs + part)
     # Two packs of a stream of float32, their pair in 16 bits, four of float64; float64 rows: two of float64.
     for op, reads, writes in (("Adam", 7, 6), ("Sgd", 3, 2), ("Adagrad", 3, 2), ("Ema", 2, 1), ("Scale", 1, 1)):
@@ -108,5 +108,5 @@ def test_blocks_fit_on_a_multiprocessor(kernels):
 def test_scaled_scores_are_rounded_before_the_largest_is_taken_away(kernels):
     """Fused into one instruction, z - max(z) of the largest z is what rounding took from it, and exp() of that inf."""
     for kernel, scores in (("softmax_forward<float>", 32), ("softmax_forward<BFloat16>", 32),
-                           ("softmax_forward<double>", 16), ("softmax_forward_any<float, 4>", 4)):  # fmt: skip
+                           ("softmax_forward<double>", 16), ("softmax_forward_any<float, 4, false>", 4)):  # fmt: skip
         assert kernels[kernel].rounded_products >= scores, kernel

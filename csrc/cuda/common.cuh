@@ -15,9 +15,10 @@
 namespace bigmodel::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 512;                    // of a block; leaves each of them 128 registers
-constexpr int kMaxCluster = 8;                      // the largest cluster that every device with clusters accepts
-constexpr int64_t kSharedWithoutAsking = 47 << 10;  // dynamic: 48 KiB on every device, less what a kernel declares
+constexpr int kMaxThreads = 512;                 // of a block; leaves each of them 128 registers
+constexpr int kMaxCluster = 8;                   // the largest cluster that every device with clusters accepts
+constexpr int64_t kStaticSharedBytes = 1 << 10;  // the most that a kernel with dynamic shared memory declares
+constexpr int64_t kSharedWithoutAsking = (48 << 10) - kStaticSharedBytes;
 
 // Throws std::runtime_error: the op's name, CUDA's own words, and what is missing where CUDA does not say it.
 [[noreturn]] void fail(const char* op, cudaError_t error);
@@ -28,12 +29,13 @@ inline void check(const char* op, cudaError_t error) {
 
 struct Device {
   int multiprocessors;
-  int shared_bytes;  // the most that one block may ask for
+  int64_t shared_bytes;  // the most of it, dynamic, that one block may ask for
   bool clusters;
 };
 
 // Read once per process; throws on an ordinal that does not exist.
 const Device& device(const char* op, int index);
+const Device& current_device(const char* op);
 
 // Makes a device current and gives the calling thread back what it had: a context, or none. Giving back an ordinal
 // would make a context, hundreds of MB, on device 0 in every process of a job whose tensors lie elsewhere.
@@ -57,8 +59,11 @@ struct LaunchConfig {
   template <class... Parameters>
   LaunchConfig(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, int cluster, void* stream,
                const char* op) {
+    // The limit is the kernel's on this device: set to what this launch needs, it could be below what another thread's
+    // needs, between that one's call and its launch.
     if (shared_bytes > kSharedWithoutAsking)
-      check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+      check(op, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     int(current_device(op).shared_bytes)));
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
@@ -90,7 +95,8 @@ int active_clusters(void (*kernel)(Parameters...), dim3 block, int64_t shared_by
 }
 
 // Whether the code that the current device would run for this kernel knows clusters: an older virtual architecture,
-// compiled on the spot for a newer device, does not.
+// compiled on the spot for a newer device, does not. ptxVersion is that architecture, __CUDA_ARCH__ / 10, of a cubin as
+// well, which carries it (CUB chooses what to launch by it); binaryVersion is the device's own in either case.
 template <class... Parameters>
 bool compiled_with_clusters(void (*kernel)(Parameters...), const char* op) {
   cudaFuncAttributes attributes;

@@ -87,7 +87,8 @@ const Device& device(const char* op, int index) {
   static const std::vector<Device> devices = [] {
     std::vector<Device> found(device_count());
     for (int i = 0; i < int(found.size()); ++i)
-      found[i] = {attribute(i, cudaDevAttrMultiProcessorCount), attribute(i, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+      found[i] = {attribute(i, cudaDevAttrMultiProcessorCount),
+                  attribute(i, cudaDevAttrMaxSharedMemoryPerBlockOptin) - kStaticSharedBytes,
                   attribute(i, cudaDevAttrClusterLaunch) != 0};
     return found;
   }();
@@ -95,6 +96,12 @@ const Device& device(const char* op, int index) {
   int count = 0;
   check(op, cudaGetDeviceCount(&count));
   fail(op, cudaErrorInvalidDevice);
+}
+
+const Device& current_device(const char* op) {
+  int index = 0;
+  check(op, cudaGetDevice(&index));
+  return device(op, index);
 }
 
 DeviceGuard::DeviceGuard(const char* op, int index) {

@@ -22,8 +22,7 @@
 namespace bigmodel::cuda {
 namespace {
 
-constexpr int kBlockThreads = 128;                 // of a block that holds several short rows
-constexpr int64_t kReservedSharedBytes = 1 << 10;  // for the sums over a row
+constexpr int kBlockThreads = 128;  // of a block that holds several short rows
 
 // Whether a kernel for (T, T, W) is compiled: weights of x's own dtype, or float32 beside a 16-bit x.
 bool fast_weights(DType weight, DType x) { return weight == x || (weight == DType::float32 && size_of(x) == 2); }
@@ -75,7 +74,7 @@ int64_t values_in_block(const Layout& layout, dim3 block) {
 
 // What an _any kernel may use of the shared memory: two of its blocks share an SM. It is enough for several short rows.
 int64_t any_shared_bytes(const Device& gpu) {
-  return std::max(kSharedWithoutAsking, gpu.shared_bytes / 2 - kReservedSharedBytes);
+  return std::max(kSharedWithoutAsking, (gpu.shared_bytes - kStaticSharedBytes) / 2);
 }
 
 void forward(const NormForward& a, Exec exec, bool centred, const char* op) {
@@ -128,7 +127,7 @@ int64_t backward_in_packs(const NormBackward& a, const Layout& layout, Exec exec
 
   // Rows side by side in a block: a warp's worth, then enough to give every SM a block, and no more than fit.
   const int64_t thread_bytes = (a.grad_summed ? 3 : 2) * kPacks * kPackBytes;
-  const int64_t most_threads = (gpu.shared_bytes - kReservedSharedBytes) / thread_bytes;
+  const int64_t most_threads = gpu.shared_bytes / thread_bytes;
   if (most_threads < layout.lanes) return 0;
   const int stages = most_threads >= 2 * layout.lanes ? 2 : 1;
   const int unit = std::max(1, kWarp / layout.lanes);

@@ -179,8 +179,7 @@ norm_backward(const NormBackward a, const int cluster, const int stages, const b
 
 // Every dtype, any address, stride and length; the same row sums in the same order. A thread adds up its columns'
 // weight gradients in shared memory, element by element across the threads (no bank conflicts), or, where they do not
-// fit
-// (`wide`, one row at a time), in the block's row of `partials`.
+// fit (`wide`, one row at a time), in the block's row of `partials`.
 template <class C, int E>
 __global__ void __launch_bounds__(kMaxThreads, 1)
 norm_backward_any(const NormBackward a, const int64_t chunks, const bool wide, const bool centred) {

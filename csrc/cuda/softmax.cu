@@ -8,9 +8,9 @@
 // 2n. That traffic is the limit, so:
 //   - a row of up to 8192 keys (4096 in float64) lies in registers, of a part of a warp, a warp or a block, as its
 //     length asks: one read. A thread has up to 64 bytes of 16-bit scores on their way, and two blocks of the longest
-//     rows share an SM, so that one loads while the other computes. Longer rows, and mixtures of dtypes or addresses
-//     off 16 bytes, go to the kernels named _any, which keep a running peak and sum and read the row twice, the second
-//     time from the L2 cache where it fits.
+//     rows share an SM, so that one loads while the other computes. Mixtures of dtypes and addresses off 16 bytes go to
+//     the kernels named _any, which hold such a row in shared memory or read it again, and give it the same bits. So do
+//     longer rows, read twice, the second time from the L2 cache where they fit.
 //   - the largest score and the sum take one shuffle tree each; the mask, ALiBi, soft-cap and dropout cost arithmetic
 //     only, but for the mask's own bytes. Philox words are computed again in backward: 10 rounds for 4 elements are
 //     cheaper than a byte of memory each way.
@@ -40,15 +40,6 @@ struct Shape {
         grid(unsigned(SoftmaxLayout::divide_up(rows, block.y))) {}
 };
 
-// Calls visitor(Tag<T>{}).
-template <class Visitor>
-void visit_compute(DType dtype, Visitor&& visitor) {
-  visit_dtype(dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    visitor(Tag<Compute<T>>{}, std::integral_constant<int, kElements<T>>{});
-  });
-}
-
 }  // namespace
 
 void softmax_forward(const SoftmaxForward& a, Exec exec) {
@@ -58,22 +49,16 @@ void softmax_forward(const SoftmaxForward& a, Exec exec) {
   const DeviceGuard guard(op, exec.index);
   const bool packed = a.out_dtype == a.scores_dtype && in_packs(a.scores, a.scores_strides, a.scores_dtype) &&
                       in_packs(a.out, a.out_strides, a.out_dtype) && in_packs(a.probs, a.rows.keys, a.out_dtype);
-  bool done = false;
-  if (packed) {
-    visit_dtype(a.scores_dtype, [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const SoftmaxLayout layout(a.rows.keys, kElements<T>, kHeldPacks<T>);
-      if (!layout.held) return;
-      const Shape shape(layout, rows);
-      launch(softmax_forward<T>, shape.grid, shape.block, 0, 1, exec.stream, op, a, rows);
-      done = true;
-    });
-  }
-  if (done) return;
-  visit_compute(a.scores_dtype, [&](auto compute, auto elements) {
-    const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4), rows);
-    launch(softmax_forward_any<typename decltype(compute)::type, elements>, shape.grid, shape.block, 0, 1, exec.stream,
-           op, a, rows);
+  visit_dtype(a.scores_dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const SoftmaxLayout layout(a.rows.keys, kElements<T>, kHeldPacks<T>);
+    const Shape shape(layout, rows);
+    const bool in_registers = packed && layout.held;
+    const auto kernel = in_registers  ? softmax_forward<T>
+                        : layout.held ? softmax_forward_any<Compute<T>, kElements<T>, true>
+                                      : softmax_forward_any<Compute<T>, kElements<T>, false>;
+    const int64_t shared_bytes = layout.held && !in_registers ? int64_t(kHeldBytes) * shape.block.x * shape.block.y : 0;
+    launch(kernel, shape.grid, shape.block, shared_bytes, 1, exec.stream, op, a, rows);
   });
 }
 
@@ -86,23 +71,13 @@ void softmax_backward(const SoftmaxBackward& a, Exec exec) {
                       in_packs(a.saved, a.rows.keys, a.out_dtype) &&
                       in_packs(a.grad_scores, a.rows.keys, a.scores_dtype) &&
                       in_packs(a.scores, a.scores_strides, a.scores_dtype);
-  bool done = false;
-  if (packed) {
-    visit_dtype(a.scores_dtype, [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const SoftmaxLayout layout(a.rows.keys, kElements<T>, kHeldPacks<T>);
-      if (!layout.held) return;
-      const Shape shape(layout, rows);
-      launch(softmax_backward<T>, shape.grid, shape.block, 0, 1, exec.stream, op, a, rows);
-      done = true;
-    });
-  }
-  visit_compute(a.scores_dtype, [&](auto compute, auto elements) {
-    using C = typename decltype(compute)::type;
-    if (!done) {
-      const Shape shape(SoftmaxLayout(a.rows.keys, elements, 4), rows);
-      launch(softmax_backward_any<C, elements>, shape.grid, shape.block, 0, 1, exec.stream, op, a, rows);
-    }
+  visit_dtype(a.scores_dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = Compute<T>;
+    const SoftmaxLayout layout(a.rows.keys, kElements<T>, kHeldPacks<T>);
+    const Shape shape(layout, rows);
+    const auto kernel = packed && layout.held ? softmax_backward<T> : softmax_backward_any<C, kElements<T>>;
+    launch(kernel, shape.grid, shape.block, 0, 1, exec.stream, op, a, rows);
     if (a.grad_mask) {
       int64_t mask_rows = 1;
       for (int64_t size : a.mask_dims.d) mask_rows *= size;

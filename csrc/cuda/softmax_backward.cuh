@@ -29,7 +29,7 @@ __device__ void finish_z(C (&g)[E], const C (&y)[E], const SoftmaxBackward& a, c
                          C d) {
 #pragma unroll
   for (int e = 0; e < E; ++e) {
-    const C z = a.rows.log ? g[e] - exponential(y[e]) * d : y[e] * (g[e] - d);
+    const C z = a.rows.log ? fma(-exponential(y[e]), d, g[e]) : y[e] * (g[e] - d);
     g[e] = row.live(col + e) ? z : C(0);
   }
 }
@@ -43,7 +43,7 @@ __device__ void finish_scores(C (&g)[E], const C (&s)[E], const SoftmaxBackward&
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       const C t = hyperbolic(s[e] * by_cap);
-      g[e] = g[e] == C(0) ? C(0) : g[e] * scale * (C(1) - t * t);  // an excluded score may be NaN
+      g[e] = g[e] == C(0) ? C(0) : g[e] * scale * fma(-t, t, C(1));  // an excluded score may be NaN
     }
   } else {
 #pragma unroll
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 2) softmax_backward(const SoftmaxBac
   }
 }
 
-// Every dtype, any address, stride and length: y and grad_out are read twice.
+// Every dtype, any address, stride and length, the same sums in the same order: y and grad_out are read twice.
 template <class C, int E>
 __global__ void __launch_bounds__(kThreads, 1) softmax_backward_any(const SoftmaxBackward a, const int64_t rows) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;

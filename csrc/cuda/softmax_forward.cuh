@@ -117,56 +117,82 @@ __global__ void __launch_bounds__(kThreads, 2) softmax_forward(const SoftmaxForw
   }
 }
 
-// Every dtype, any address, stride and length, in two passes: the running peak and sum of each thread (Milakov,
-// Gimelshein, arXiv 1805.02867), then every element again.
-template <class C, int E>
-__global__ void __launch_bounds__(kThreads, 2) softmax_forward_any(const SoftmaxForward a, const int64_t rows) {
+// Every dtype, any address, stride and length. Of a row that fits (kHeld) a thread keeps its part in shared memory,
+// element by element across the threads (no bank conflicts), and the same sums are taken in the same order. A longer
+// one takes two passes: the running peak and sum of each thread (Milakov, Gimelshein, arXiv 1805.02867), then every
+// element again.
+template <class C, int E, bool kHeld>
+__global__ void __launch_bounds__(kThreads, 2)
+softmax_forward_any(const SoftmaxForward a, const int64_t rows) {
   const int64_t index = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   const bool exists = index < rows;
   const SoftmaxRow row(a.rows, exists ? index : 0);
   const int64_t keys = exists ? a.rows.keys : 0, step = int64_t(blockDim.x) * E;
   const int64_t scores = row.offset(a.scores_strides), out = row.offset(a.out_strides);
+  const int threads = blockDim.x * blockDim.y;
+  C* const stage = reinterpret_cast<C*>(dynamic_shared) + threadIdx.y * blockDim.x + threadIdx.x;
   const auto load = [&](C(&z)[E], int64_t col) {
     const int count = int(min(int64_t(E), keys - col));
     const bool wanted = col < row.last && col + E > row.first;
 #pragma unroll
     for (int e = 0; e < E; ++e) z[e] = minus_infinity<C>();
-    if (!wanted) return count;
+    if (!wanted) return;
     load_any(z, a.scores, a.scores_dtype, scores + col, count);
     prepare(z, a, row, col, count);
-    return count;
   };
 
   C peak = minus_infinity<C>(), own = C(0);
+  C* slot = stage;
   for (int64_t col = int64_t(threadIdx.x) * E; col < keys; col += step) {
     C z[E];
     load(z, col);
     C higher = peak;
 #pragma unroll
     for (int e = 0; e < E; ++e) higher = largest(higher, z[e]);
-    const C base = base_of(higher);
-    if (higher != peak && peak != minus_infinity<C>()) own *= exponential(peak - base);
-    peak = higher;
+    if constexpr (kHeld) {
 #pragma unroll
-    for (int e = 0; e < E; ++e) own += exponential(z[e] - base);
+      for (int e = 0; e < E; ++e, slot += threads) *slot = z[e];
+    } else {
+      const C base = base_of(higher);
+      if (higher != peak && peak != minus_infinity<C>()) own *= exponential(peak - base);
+#pragma unroll
+      for (int e = 0; e < E; ++e) own += exponential(z[e] - base);
+    }
+    peak = higher;
   }
-  const C most = row_largest(peak);
-  if (peak != minus_infinity<C>()) own *= exponential(peak - most);
+  const C most = row_largest(peak), base = base_of(most);
+  if constexpr (kHeld) {
+    for (C *end = slot, *z = stage; z != end; z += threads) {
+      const C power = exponential(*z - base);
+      own += power;
+      *z = a.rows.log ? *z - base : power;
+    }
+  } else if (peak != minus_infinity<C>()) {
+    own *= exponential(peak - most);
+  }
   RowSum<C, 1> row_sum(1);
   C sum[1] = {own};
   row_sum(sum);
   if (!exists) return;
   const Finish<C> finish(a, row, most, sum[0]);
-  const C base = base_of(most);
+  slot = stage;
   for (int64_t col = int64_t(threadIdx.x) * E; col < keys; col += step) {
     C z[E];
-    const int count = load(z, col);
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int e = 0; e < E; ++e, slot += threads) z[e] = *slot;
+    } else {
+      load(z, col);
+#pragma unroll
+      for (int e = 0; e < E; ++e) z[e] = a.rows.log ? z[e] - base : exponential(z[e] - base);
+    }
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-      if (a.rows.log) z[e] = z[e] - base - finish.log_sum;
+      if (a.rows.log) z[e] -= finish.log_sum;
       else if (finish.is_dead) z[e] = row.live(col + e) ? finish.dead : C(0);
-      else z[e] = finish.inverse * exponential(z[e] - base);
+      else z[e] = finish.inverse * z[e];
     }
+    const int count = int(min(int64_t(E), keys - col));
     if (a.probs) {
       store_any<true>(a.probs, a.out_dtype, index * a.rows.keys + col, z, count);
       drop(z, a.rows, index, col);

@@ -2,7 +2,9 @@
 // everything that is done to them, dropout, and the largest value of a row.
 //
 // A row is cut into packs of 16 bytes of scores; a thread takes the packs lane, lane + lanes, ..., so neighbours touch
-// neighbouring addresses. In the kernels for short rows it holds kHeld elements in registers, as arithmetic sees them.
+// neighbouring addresses. Of a short row it holds up to kHeldPacks, as arithmetic sees them. Every kernel spreads a row
+// likewise and adds it up in the same order, so its bits depend on its length and dtype alone: not on its address, and
+// so not on its batch, whose strides decide which kernel runs.
 #pragma once
 
 #include "../ops/softmax.h"
@@ -12,7 +14,7 @@
 namespace bigmodel::cuda {
 
 constexpr int kThreads = 256;    // of a block at most: two of them fit on an SM with 128 registers a thread
-constexpr int kHeldBytes = 128;  // of a thread's elements in the arithmetic's type: 32 registers
+constexpr int kHeldBytes = 128;  // of a thread's elements in the arithmetic's type: 32 registers, or shared memory
 
 template <class T>
 constexpr int kElements = kPackBytes / int(sizeof(T));
@@ -22,7 +24,7 @@ constexpr int kHeldPacks = kHeldBytes / int(sizeof(Compute<T>)) / kElements<T>;
 
 struct SoftmaxLayout {
   int lanes;  // threads of a row: a power of two up to a warp, or whole warps up to a block
-  bool held;  // whether a block's registers hold a row
+  bool held;  // whether a block holds a row
 
   SoftmaxLayout(int64_t keys, int64_t elements, int64_t packs) {
     const int64_t wanted = divide_up(divide_up(keys, elements), packs);
@@ -107,7 +109,8 @@ __device__ inline float hyperbolic(float x) { return tanhf(x); }
 __device__ inline double hyperbolic(double x) { return tanh(x); }
 
 // A product that is not fused with a later addition: z - max(z) must be 0 for the largest z, and fused it would be what
-// rounding took from z, by which exp() of scores beyond 1e9 is infinite.
+// rounding took from z, by which exp() of scores beyond 1e9 is infinite. And whether one is fused must not depend on
+// the kernel: what may be is written fma.
 __device__ inline float product(float x, float y) { return __fmul_rn(x, y); }
 __device__ inline double product(double x, double y) { return __dmul_rn(x, y); }
 
@@ -154,7 +157,7 @@ __device__ void prepare(C (&z)[E], const SoftmaxForward& a, const SoftmaxRow& ro
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       const C away = C(row.position - col - e);
-      z[e] -= slope * (away < C(0) ? -away : away);
+      z[e] = fma(-slope, away < C(0) ? -away : away, z[e]);
     }
   }
 #pragma unroll
@@ -195,7 +198,7 @@ __device__ void drop(C (&value)[E], const SoftmaxRows& r, int64_t row, int64_t c
     for (int i = 0; i < (E < 4 ? E : 4); ++i) {
       // Packs of two begin in the middle of a block of words.
       const uint32_t own = E < 4 && col % 4 != 0 ? word[(i + E) % 4] : word[i];
-      value[e + i] *= own >= threshold ? kept : C(0);
+      value[e + i] = product(value[e + i], own >= threshold ? kept : C(0));
     }
   }
 }

@@ -56,7 +56,8 @@ def our_norm(centred, x, shape, weight, bias, eps, offset=0.0, **options):
 
 
 def leaves(*tensors):
-    return [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    """The same memory, strides and address included, which a clone would not keep."""
+    return [None if t is None else t.detach().requires_grad_() for t in tensors]
 
 
 def compare(centred, x, shape, weight, bias, eps=1e-5, offset=0.0, out_dtype=None, strict=False):
@@ -91,13 +92,19 @@ def arguments(device="cpu", dtype=torch.float32, rows=6, cols=24, grad=True):
     ]
 
 
-def strided_inputs():
-    base = torch.randn(6, 10, 130)
-    yield "transposed", base.transpose(0, 1)
-    yield "row stride", base[:, :, :96]
-    yield "column step", base[:, :, ::2]
-    yield "cut rows", base[:, 2:9, :]
-    yield "expanded", base[:1].expand(6, 10, 130)
-    yield "last transposed", base.transpose(1, 2)
-    yield "offset one element", torch.randn(6 * 130 + 1)[1:].view(6, 130)
-    yield "one row", base[0, 0]
+def strided_inputs(device="cpu", dtype=torch.float32):
+    """(name, tensor): views of what is on its device already, since to move or to convert a view packs it."""
+    base, flat = (torch.randn(size).to(device, dtype) for size in ((6, 10, 130), (6 * 130 + 1,)))
+    views = {
+        "transposed": base.transpose(0, 1),
+        "row stride": base[:, :, :96],
+        "column step": base[:, :, ::2],
+        "cut rows": base[:, 2:9, :],
+        "expanded": base[:1].expand(6, 10, 130),
+        "last transposed": base.transpose(1, 2),
+        "offset one element": flat[1:].view(6, 130),
+        "one row": base[0, 1],
+    }
+    for name, x in views.items():
+        assert not x.is_contiguous() or x.data_ptr() % 16, name
+        yield name, x

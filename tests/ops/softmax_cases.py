@@ -71,7 +71,8 @@ def normal(*shape, dtype=torch.float32, device="cpu", spread=3.0):
 
 
 def leaves(*tensors):
-    return [None if t is None else t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
+    """The same memory, strides and address included, which a clone would not keep."""
+    return [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
 
 
 def compare(scores, *, mask=None, alibi_slopes=None, sinks=None, dropout_p=0.0, out_dtype=None, grad=None, **options):
@@ -143,13 +144,14 @@ def calls(draw, max_keys=70):
         shape = [n if draw(st.booleans()) else 1 for n in (batch, heads, queries, keys)]
         shape = shape[draw(st.integers(0, 3)) :]
         mask = normal(*shape)
-        if draw(st.booleans()):
-            mask = mask.mT.contiguous().mT if mask.dim() > 1 else torch.stack([mask, mask], -1)[..., 0]
         if kind == "bool":
-            options["mask"] = mask > -0.7
+            mask = mask > -0.7
         else:
             mask = mask.to(draw(st.sampled_from(FLOAT_MASKS if dtype is torch.float64 else FLOAT_MASKS[:3])))
-            options["mask"] = mask.masked_fill(mask < -1.5, -torch.inf) if kind == "float" else mask
+            mask = mask.masked_fill(mask < -1.5, -torch.inf) if kind == "float" else mask
+        if draw(st.booleans()):
+            mask = mask.mT.contiguous().mT if mask.dim() > 1 else torch.stack([mask, mask], -1)[..., 0]
+        options["mask"] = mask
     options["causal"] = draw(st.booleans())
     sizes = st.one_of(st.none(), st.integers(0, max_keys))
     options["window"] = draw(st.one_of(st.none(), st.tuples(sizes, sizes)))

@@ -38,7 +38,7 @@ class Group:
             return torch.randn(size, generator=generator, dtype=torch.float64) * scale
 
         def place(values, dtype):
-            return [move(v.to(dtype, copy=True)).to(device) for v in values]
+            return [move(v.to(device, dtype, copy=True)) for v in values]
 
         weights = [draw(size) for size in sizes]
         self.grads = place([draw(size) for size in sizes], grad_dtype or dtype)
@@ -185,7 +185,9 @@ def test_alignment_changes_no_bits(device, isa, dtype):
     aligned, odd = (
         Group(dtype=dtype, state=state, device=device, ema=True, move=move) for move in (lambda t: t, shifted)
     )
-    for group in (aligned, odd):
+    for group, off in ((aligned, False), (odd, True)):
+        tensors = [t for tensors in vars(group).values() for t in tensors if t.dim() and t.numel()]
+        assert all((t.data_ptr() % 16 > 0) == off for t in tensors)
         group.step()
         group.step()
     assert_same_bits(aligned, odd)

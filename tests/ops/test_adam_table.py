@@ -7,6 +7,7 @@ import math
 import cuda_host
 import pytest
 import torch
+from large import LARGE, need_gib
 from test_adam import HYPER, Group, assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -236,3 +237,19 @@ def test_compiled_whole():
     step(*group.lists[:5])
     other.step()
     assert_same_bits(group, other)
+
+
+# --- large ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@LARGE
+def test_more_than_2_to_31_elements(device):
+    """What lies beyond 2^31 has the bits that it has alone; all before it is zero and stays so."""
+    need_gib(device, 18)
+    small = [torch.rand(30_000, device=device).to(torch.bfloat16) for _ in range(4)]
+    large = [torch.zeros(2**31 + 10_000, dtype=torch.bfloat16, device=device) for _ in small]
+    for whole, part in zip(large, small, strict=True):
+        whole[-30_000:] = part
+    for tensors in (large, small):
+        adam_(*([t] for t in tensors), [torch.ones((), device=device)], **HYPER, decoupled=True)
+    for whole, part in zip(large, small, strict=True):
+        assert torch.equal(whole[-30_000:], part) and not whole[:-30_000].any()

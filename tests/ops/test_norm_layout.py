@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from large import LARGE, need_gib
 from norm_cases import compare, leaves, make, our_norm, strided_inputs
 from torch.testing import assert_close
 
@@ -17,12 +18,11 @@ import bigmodel
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strides_do_not_change_bits(device, centred, dtype):
-    for name, x in strided_inputs():
-        x = x.to(device).to(dtype) if name != "expanded" else x.to(device)
+    for name, x in strided_inputs(device, dtype):
         cols = x.shape[-1]
         w, b = torch.randn(cols, device=device), torch.randn(cols, device=device) if centred else None
         results = []
-        for layout in (x, x.contiguous()):
+        for layout in (x, x.clone(memory_format=torch.contiguous_format)):
             leaf = layout.detach().requires_grad_()
             out = our_norm(centred, leaf, (cols,), w, b, 1e-5)
             grad = torch.linspace(-1, 1, out.numel(), device=device).view(out.shape).to(out.dtype)
@@ -126,11 +126,6 @@ def test_any_shape_and_stride(rows, normalised, pad, shift, centred, dtype, swap
 
 
 # --- large ------------------------------------------------------------------------------------------------------------
-def available_gib() -> float:
-    with open("/proc/meminfo") as info:
-        return next(int(line.split()[1]) for line in info if line.startswith("MemAvailable")) / 2**20
-
-
 @pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_outputs_have_the_bits_of_small_ones(isa, centred, dtype):
@@ -150,13 +145,13 @@ def test_large_outputs_have_the_bits_of_small_ones(isa, centred, dtype):
 
 
 @pytest.mark.slow
+@LARGE
 @pytest.mark.parametrize("rows", [2**20 + 1, 3], ids=["many rows", "long rows"])
-def test_more_than_2_to_31_elements(rows):
-    if available_gib() < 14:
-        pytest.skip(f"needs 14 GiB of free memory, {available_gib():.0f} are free")
+def test_more_than_2_to_31_elements(device, rows):
+    need_gib(device, 14)
     cols = 2**31 // rows + 2
-    x = torch.zeros(rows, cols, dtype=torch.bfloat16)
-    x[-1, -1000:] = torch.arange(1000, dtype=torch.float32).to(torch.bfloat16)
+    x = torch.zeros(rows, cols, dtype=torch.bfloat16, device=device)
+    x[-1, -1000:] = torch.arange(1000, dtype=torch.float32, device=device).to(torch.bfloat16)
     assert x.numel() > 2**31
     x.requires_grad_()
     out = bigmodel.rms_norm(x, cols, eps=1e-5)

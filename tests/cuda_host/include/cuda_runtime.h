@@ -108,15 +108,12 @@ enum cudaFuncAttribute {
 
 template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute attribute, int value) {
-  cuda_host::KernelAttributes& attributes = cuda_host::attributes(reinterpret_cast<const void*>(kernel));
+  const void* const which = reinterpret_cast<const void*>(kernel);
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
-    attributes.nonportable_cluster = value != 0;
+    cuda_host::attributes(which).nonportable_cluster = value != 0;
     return cudaSuccess;
   }
-  const int most = cuda_host::device(cuda_host::current_device()).shared_bytes_per_block;
-  if (value < 0 || value > most) return cudaErrorInvalidValue;
-  attributes.dynamic_shared_bytes = size_t(value);
-  return cudaSuccess;
+  return cuda_host::ask_for_dynamic_shared(which, value) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 struct cudaFuncAttributes { int maxThreadsPerBlock, ptxVersion, binaryVersion; };

@@ -165,6 +165,37 @@ __global__ void reads_anothers_copy(float* out, const float* in, int n) {
   out[threadIdx.x] = slot[63 - threadIdx.x];
 }
 
+__global__ void waits_after_anothers_read(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  __pipeline_memcpy_async(&slot[threadIdx.x], &in[threadIdx.x], 4);
+  __pipeline_commit();
+  __syncthreads();
+  out[threadIdx.x] = slot[63 - threadIdx.x];
+  __syncthreads();
+  __pipeline_wait_prior(0);
+}
+
+__global__ void waits_for_the_group_before(float* out, const float* in, int n) {
+  __shared__ float slot[2][64];
+  for (int i = 0; i < 2; ++i) {
+    __pipeline_memcpy_async(&slot[i][threadIdx.x], &in[threadIdx.x], 4);
+    __pipeline_commit();
+  }
+  __pipeline_wait_prior(1);
+  __syncthreads();
+  out[threadIdx.x] = slot[0][63 - threadIdx.x] + slot[1][63 - threadIdx.x];
+}
+
+__global__ void writes_where_a_copy_comes_from(float* out, const float* in, int n) {
+  __shared__ float slot[64];
+  out[threadIdx.x] = in[threadIdx.x];
+  __pipeline_memcpy_async(&slot[threadIdx.x], &out[threadIdx.x], 4);
+  __pipeline_commit();
+  __syncthreads();
+  out[63 - threadIdx.x] = 0;
+  __pipeline_wait_prior(0);
+}
+
 __global__ void leaves_the_cluster_early(float* out, const float* in, int n) {  // two blocks in a cluster
   __shared__ float slot[64];
   slot[threadIdx.x] = in[threadIdx.x];
@@ -214,6 +245,8 @@ __global__ void copies(float* out, const float* in, int n) {
   if (threadIdx.x < n && blockIdx.x == 0) out[threadIdx.x] = in[threadIdx.x];
 }
 
+__global__ void asks_for_another_size(float* out, const float* in, int n) { out[threadIdx.x] = in[threadIdx.x]; }
+
 __global__ void __launch_bounds__(2 * kHalf, 2) bounded(float* out, const float* in, int n) { out[threadIdx.x] = in[threadIdx.x]; }
 
 template <Kernel kernel>
@@ -248,6 +281,12 @@ void dynamic_beyond_the_device(float* out, const float* in, int n) {
   constexpr int kBytes = 227 * 1024 + 4;
   cudaFuncSetAttribute(copies, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);  // refused
   launch(copies, out, in, n, 1, 64, 1, kBytes);
+}
+void with_another_size(float* out, const float* in, int n) {  // asks for nothing where n is 0
+  for (int bytes : {100 * 1024, 60 * 1024}) {
+    if (n) cudaFuncSetAttribute(asks_for_another_size, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    launch(asks_for_another_size, out, in, n, 1, 64, 1, size_t(bytes));
+  }
 }
 void static_and_dynamic(float* out, const float* in, int n) {
   constexpr int kBytes = 227 * 1024;
@@ -304,6 +343,9 @@ const Probe kBroken[] = {
     {"names_missing_lanes", with_48_threads},
     {"reads_before_the_copy_landed", once<reads_before_the_copy_landed>},
     {"reads_anothers_copy", once<reads_anothers_copy>},
+    {"waits_after_anothers_read", once<waits_after_anothers_read>},
+    {"waits_for_the_group_before", once<waits_for_the_group_before>},
+    {"writes_where_a_copy_comes_from", once<writes_where_a_copy_comes_from>},
     {"leaves_the_cluster_early", a_pair<leaves_the_cluster_early>},
     {"enters_the_cluster_early", a_pair<enters_the_cluster_early>},
     {"misses_a_cluster_barrier", a_pair<misses_a_cluster_barrier>},
@@ -320,6 +362,7 @@ const Probe kBroken[] = {
     {"leaves_another_device", leaves_another_device},
     {"wakes_another_device", wakes_another_device},
     {"dynamic_without_asking", dynamic_without_asking},
+    {"asks_for_another_size", with_another_size},
     {"dynamic_beyond_the_device", dynamic_beyond_the_device},
     {"too_much_shared_together", static_and_dynamic},
     {"takes_too_much", with_large_arguments},

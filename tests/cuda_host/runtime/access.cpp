@@ -35,6 +35,11 @@ void check_race(const Attempt& attempt, const char* kind, Cell* cells, uint32_t 
   const Conflict conflict = attempt.write ? races.write(cells, attempt.bytes, *current, attempt.pc, floor)
                                           : races.read(cells, attempt.bytes, *current, attempt.pc, floor);
   if (!conflict) return;
+  if (races.segment(conflict.earlier.segment).in_flight) {
+    fail("asynchronous copy not waited for: " + attempt.text(place()) + ", where one that " +
+         name_of_segment(conflict.earlier.segment) + " issued (" + code(grid->module->path, conflict.earlier.pc) +
+         (conflict.wrote ? ") goes" : ") comes from"));
+  }
   fail(std::string("data race on ") + kind + " memory: " + attempt.text(place()) + ", which " +
        name_of_segment(conflict.earlier.segment) + (conflict.wrote ? " wrote (" : " read (") +
        code(grid->module->path, conflict.earlier.pc) + ") with no barrier between");
@@ -122,20 +127,20 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
 }
 
 void copy_async(void* to_shared, const void* from_global, size_t bytes) {
-  const Copy copy{reinterpret_cast<uintptr_t>(to_shared), reinterpret_cast<uintptr_t>(from_global), bytes,
-                  current->committed_groups, __builtin_return_address(0)};
-  check_access(copy.from, bytes, false, true, copy.code);
-  check_access(copy.to, bytes, true, true, copy.code);
+  const auto to = reinterpret_cast<uintptr_t>(to_shared), from = reinterpret_cast<uintptr_t>(from_global);
+  const void* code = __builtin_return_address(0);
+  Races::begin_copy(*current);
+  check_access(from, bytes, false, true, code);
+  check_access(to, bytes, true, true, code);
   uint32_t rank;
-  if (grid->module->shared.offset(copy.to, rank) == SharedMemory::kOutside) {
-    fail(name(*current) + " copies asynchronously to an address that is not in shared memory (" + hex(copy.to) + ")");
+  if (grid->module->shared.offset(to, rank) == SharedMemory::kOutside) {
+    fail(name(*current) + " copies asynchronously to an address that is not in shared memory (" + hex(to) + ")");
   }
-  current->copies.push_back(copy);
+  current->copies.push_back({to, from, bytes, current->committed_groups, races.end_copy(*current)});
 }
 
 void commit_copies() { ++current->committed_groups; }
 
-// A copy may land at any time between its issue and this, so it races with what other threads do at either end.
 void wait_copies(size_t groups_left) {
   std::vector<Copy> pending;
   for (const Copy& copy : current->copies) {
@@ -143,10 +148,8 @@ void wait_copies(size_t groups_left) {
       pending.push_back(copy);
       continue;
     }
-    uint32_t rank;
-    const size_t offset = grid->module->shared.offset(copy.to, rank);
-    check_shared(attempt_at(copy.to, copy.bytes, true, copy.code), offset, rank);
     std::memcpy(reinterpret_cast<void*>(copy.to), reinterpret_cast<const void*>(copy.from), copy.bytes);
+    races.land(copy.segment, *current);
   }
   current->copies = std::move(pending);
 }

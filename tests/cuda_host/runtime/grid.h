@@ -25,8 +25,7 @@ struct Warp;
 struct Copy {
   uintptr_t to, from;
   size_t bytes;
-  uint32_t group;
-  const void* code;
+  uint32_t group, segment;
 };
 
 struct Thread {

@@ -26,11 +26,17 @@ thread_local int context = -1;        // of the calling thread: a device's, or -
 thread_local int chosen = 0;          // by the last cudaSetDevice: where a launch without a context goes
 int context_before = -1;              // at begin_call, as the next two begin there
 std::vector<bool> made, launched_on;  // by device: contexts, and whether kernels ran
-std::map<const void*, KernelAttributes> attributes_of;
+std::map<std::pair<const void*, int>, KernelAttributes> attributes_of;  // by kernel and device, set in this call
+std::map<std::pair<const void*, int>, size_t> dynamic_shared_asked;     // in any call
 std::mutex one_launch;
 
 std::string text(dim3 extent) {
   return std::to_string(extent.x) + " x " + std::to_string(extent.y) + " x " + std::to_string(extent.z);
+}
+
+std::string name_of_kernel(const void* kernel) {
+  const Module& module = module_of(kernel);
+  return code(module.path, reinterpret_cast<uintptr_t>(kernel) - module.begin);
 }
 
 std::string name_of_context(int index) { return index < 0 ? "no device" : "device " + std::to_string(index); }
@@ -93,6 +99,7 @@ int current_context() { return context; }
 void set_current_context(int index) { context = index; }
 
 void begin_call() {
+  attributes_of.clear();
   made.assign(size_t(device_count()), false);
   launched_on = made;
   chosen = 0;
@@ -111,13 +118,26 @@ void end_call() {
                   name_of_context(context_before) + ", after " + global_memory.kernels());
 }
 
-KernelAttributes& attributes(const void* kernel) { return attributes_of[kernel]; }
+KernelAttributes& attributes(const void* kernel) { return attributes_of[{kernel, current_device()}]; }
+
+bool ask_for_dynamic_shared(const void* kernel, int bytes) {
+  if (bytes < 0 || bytes > device(current_device()).shared_bytes_per_block) return false;
+  size_t& asked = dynamic_shared_asked[{kernel, current_device()}];
+  if (asked && asked != size_t(bytes)) {
+    throw Violation("kernel " + name_of_kernel(kernel) + ": asks for " + std::to_string(bytes) +
+                    " bytes of dynamic shared memory where another call asked for " + std::to_string(asked) +
+                    "; of two threads one may set the other's limit before its launch");
+  }
+  asked = size_t(bytes);
+  attributes(kernel).dynamic_shared_bytes = asked;
+  return true;
+}
 
 void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void* arguments, size_t arguments_bytes) {
   const std::lock_guard lock(one_launch);
   Module& module = module_of(kernel);
   const auto begin = reinterpret_cast<uintptr_t>(arguments);
-  const std::string kernel_name = code(module.path, reinterpret_cast<uintptr_t>(kernel) - module.begin);
+  const std::string kernel_name = name_of_kernel(kernel);
   global_memory.launched(kernel_name);
   try {
     const auto bound = module.bounds.find(reinterpret_cast<uintptr_t>(kernel) - module.begin);

@@ -20,8 +20,11 @@ bool Races::ordered(uint32_t earlier, const Thread& now, uint32_t floor) const {
   if (earlier < floor || earlier < first_ || earlier == now.clock.segment) return true;
   const Segment& then = segment(earlier);
   const Clock& clock = now.clock;
-  if (then.block == now.block->linear) {
-    if (then.thread == now.linear || then.block_arrivals < clock.block_waits) return true;
+  const bool same_block = then.block == now.block->linear;
+  if (same_block && then.thread == now.linear) return true;
+  if (then.in_flight) return false;
+  if (same_block) {
+    if (then.block_arrivals < clock.block_waits) return true;
     if (then.thread / 32 == now.linear / 32 && then.warp_arrivals < clock.seen[then.thread % 32]) return true;
   } else if (!now.block->cluster->contains(then.block)) {
     return false;
@@ -69,6 +72,21 @@ Conflict Races::write(Cell* cells, size_t count, Thread& thread, uint32_t pc, ui
     *cell = {{mine, pc}, {}, {}};
   }
   return {};
+}
+
+void Races::begin_copy(Thread& thread) { thread.clock.segment = 0; }
+
+uint32_t Races::end_copy(Thread& thread) {
+  const uint32_t copy = current(thread);
+  segments_[copy - first_].in_flight = true;
+  thread.clock.segment = 0;
+  return copy;
+}
+
+void Races::land(uint32_t copy, const Thread& thread) {
+  const Clock& clock = thread.clock;
+  segments_[copy - first_] = {thread.block->linear, thread.linear, clock.block_arrivals, clock.cluster_arrivals,
+                              clock.warp_arrivals};
 }
 
 void Races::join(Thread* const* lanes, uint32_t mask) {

@@ -3,6 +3,7 @@
 // A segment is what one thread does between two of its meetings. Every byte under watch has a cell with the last write
 // and two reads since: the latest, and the one by the thread furthest from it. Two accesses are ordered if they are
 // one thread's, or if a barrier of the block or cluster, or a __syncwarp of both lanes, was passed by both between.
+// An asynchronous copy is a segment of its own: no barrier orders it until it has landed, and it counts from there.
 #pragma once
 
 #include <array>
@@ -58,6 +59,7 @@ class Races {
   struct Segment {
     uint32_t block, thread;  // linear indices
     uint32_t block_arrivals, cluster_arrivals, warp_arrivals;
+    bool in_flight = false;
   };
 
   void begin_launch() { first_ += segments_.size(), segments_.clear(); }
@@ -67,6 +69,11 @@ class Races {
   // Notes the access; cells of segments before `floor` count as untouched.
   Conflict read(Cell* cells, size_t count, Thread& thread, uint32_t pc, uint32_t floor);
   Conflict write(Cell* cells, size_t count, Thread& thread, uint32_t pc, uint32_t floor);
+
+  // Between these two the thread's accesses are those of a copy, whose segment is returned.
+  static void begin_copy(Thread& thread);
+  uint32_t end_copy(Thread& thread);
+  void land(uint32_t copy, const Thread& thread);
 
   // All of what happened before the meeting in every lane of `mask` comes before what follows in each of them.
   static void join(Thread* const* lanes, uint32_t mask);

@@ -81,6 +81,7 @@ struct KernelAttributes {
   size_t dynamic_shared_bytes = kSharedBytesPerBlock;
   bool nonportable_cluster = false;
 };
-KernelAttributes& attributes(const void* kernel);
+KernelAttributes& attributes(const void* kernel);            // on the current device
+bool ask_for_dynamic_shared(const void* kernel, int bytes);  // false: more than the device has
 
 }  // namespace cuda_host
