@@ -136,9 +136,12 @@ def test_every_stage_runs_and_leaves_what_it_found(built, monkeypatch, capsys):
 
     capsys.readouterr()
     before = (folder / "2030-01-01.json").read_text()
-    assert run(built, "--stages", names) == 1  # what failed is still told
-    assert capsys.readouterr().out.count("done for this commit") == 4
-    assert json.loads((folder / "2030-01-01.json").read_text())["stages"] == json.loads(before)["stages"]
+    assert run(built, "--stages", names, "--tests", str(built)) == 1  # what failed is still told
+    said = capsys.readouterr().out
+    assert said.count("done for this commit") == 3 and "make gpu: test: up to" in said  # a file was not collected
+    after = json.loads((folder / "2030-01-01.json").read_text())["stages"]
+    assert after | {"test": None} == json.loads(before)["stages"] | {"test": None}
+    assert after["test"]["done"] == found["test"]["done"] and after["test"]["errors"] == found["test"]["errors"]
     path = str(folder / "2030-01-01.json")
     assert cli.main(["bench", "--compare", path, path]) == 0
     assert "## Moved: 0 of 1 cases" in capsys.readouterr().out
@@ -187,7 +190,10 @@ def steps(built, here, monkeypatch):
         ran.append((work.name, seconds, work.known))
         mine = plan[work.name]
         path = work.context.work / f"{work.name}.jsonl"
-        write_journal(path, Progress(mine["plan"], {item: {"facts": {}} for item in mine["done"]}, {}))
+        if "skip" in mine:
+            raise stages.Skipped(mine["skip"])
+        done = {item: {"facts": {}} for item in mine["done"]}
+        write_journal(path, Progress(mine["plan"], done, mine.get("errors", {})))
         work.journals.append(path)
         return mine["ending"]
 
@@ -240,6 +246,37 @@ def test_a_record_that_lacks_its_facts_is_built_again(built, steps):
     assert "facts" in record_of(built)
 
 
+def test_what_broke_off_is_tried_again_by_the_next_run(built, steps):
+    plan, ran = steps
+    stall = {"plan": ["a", "b"], "done": ["a"], "errors": {"b": "no end within 90 s"}, "ending": None}
+    plan["model"] = stall
+    assert run(built) == 1 and record_of(built)["stages"]["model"]["state"] == "done"
+    ran.clear()
+    plan["model"] = {"plan": ["a", "b"], "done": ["a", "b"], "ending": None}
+    assert run(built) == 0 and names(ran) == ["model"]
+    assert list(ran[0][2].done) == ["a"] and ran[0][2].errors == {}
+    assert run(built) == 0 and names(ran) == ["model"]
+
+
+def test_what_is_left_comes_before_what_broke_off(built, steps):
+    plan, ran = steps
+    plan["model"] = {"plan": ["a", "b"], "done": [], "errors": {"a": "no end within 90 s"}, "ending": None}
+    assert run(built) == 1 and record_of(built)["stages"]["model"]["state"] == "partial"
+    ran.clear()
+    assert run(built) == 1 and list(ran[0][2].errors) == ["a"]
+
+
+def test_a_stage_whose_tool_is_missing_is_skipped_and_passes(built, steps, capsys):
+    plan, ran = steps
+    plan["sanitize"]["skip"] = "compute-sanitizer is neither on PATH nor beside nvcc"
+    assert run(built) == 0
+    assert "sanitize       skipped (compute-sanitizer is neither" in capsys.readouterr().out
+    stage = record_of(built)["stages"]["sanitize"]
+    assert stage["state"] == "skipped" and text.line(stage) == f"skipped ({stage['why']}), 0 s"
+    ran.clear()
+    assert run(built) == 0 and names(ran) == ["sanitize"]  # it may have been installed
+
+
 def test_nothing_runs_on_a_build_that_failed(built, steps):
     plan, ran = steps
     plan["build"] = {"plan": ["install"], "done": [], "ending": "the process ended with status 1"}
@@ -268,6 +305,17 @@ def test_an_unreadable_sanitizer_log_is_no_clean_bill(tmp_path):
     assert found["racecheck"]["errors"] == 2 and "initcheck" not in found
     stage = {"state": "done", "errors": {}, "done": {}, "tools": {"memcheck": found["memcheck"]}}
     assert not text.passed(stage)
+
+
+def test_what_a_sanitizer_found_before_it_was_cut_off_stays():
+    def found(errors, *words, **more):
+        return {"errors": errors, "words": list(words), **more}
+
+    assert stages._together(None, found(1, "a")) == found(1, "a")
+    assert stages._together(found(1, "a"), found(2, "b")) == found(3, "a", "b")
+    assert stages._together(found(None, "a"), found(0)) == found(None, "a")
+    assert stages._together(found(None), found(0)) == found(0)
+    assert stages._together(found(2, "a"), found(None)) == found(None, "a")
 
 
 def test_a_record_begins_again_after_its_machine_is_gone(tmp_path):
@@ -313,6 +361,7 @@ def test_the_build_is_offline_and_for_the_device_found(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "nvcc", lambda: "/opt/cuda/bin/nvcc")
     with pytest.raises(RuntimeError, match=r"could not build it: norm.cu\(3\): error: expected a ;"):
         build.install("cuda", "90", tmp_path / "site")
+    assert int(seen["CMAKE_BUILD_PARALLEL_LEVEL"]) >= 1  # of make, where there is no ninja
     assert seen["CUDAARCHS"] == "90-real" and seen["CUDACXX"] == "/opt/cuda/bin/nvcc"
     assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(seen["command"])
     assert "--config-settings=cmake.define.BIGMODEL_CUDA=ON" in seen["command"]
@@ -325,6 +374,13 @@ def supervised(monkeypatch, tmp_path, stage, here):
     work = stages.Work(stages.Context(here, tmp_path, []), "stage", Progress(), lambda: None)
     stage(work, 60)
     return seen
+
+
+def test_what_a_run_caches_lies_beside_the_build(monkeypatch, tmp_path, here):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/users/own")
+    env = stages.Context(here, tmp_path, []).environment()
+    assert Path(env["TRITON_CACHE_DIR"]).is_relative_to(tmp_path) and env["TORCHINDUCTOR_CACHE_DIR"] == "/users/own"
 
 
 def test_the_build_sees_what_the_user_has_on_the_path(monkeypatch, tmp_path, here):
@@ -340,12 +396,98 @@ def test_initcheck_sees_the_kernels_that_write_the_inputs(monkeypatch, tmp_path,
     assert filtered == {"memcheck": True, "racecheck": True, "initcheck": False}
 
 
+REFUSING = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do [[ $1 == --log-file ]] && log=${2//%p/$$}; [[ $1 == --tool ]] && tool=$2; shift 2; done
+[[ $tool =~ $REFUSED ]] || exec "$@"
+echo $tool >> "${log%/*}/started"
+printf '========= COMPUTE-SANITIZER\\n========= Error: Device not supported\\n' > "$log"
+exit 1
+"""
+
+
+@pytest.mark.parametrize("refused", ["memcheck", "memcheck|racecheck|initcheck"], ids=["one", "all"])
+def test_a_tool_that_refuses_the_device_is_started_once_and_skipped(monkeypatch, tmp_path, here, refused):
+    tool(tmp_path / "bin", "compute-sanitizer", REFUSING)
+    monkeypatch.setenv("REFUSED", refused)
+    monkeypatch.setattr(machine, "sanitizer", lambda: str(tmp_path / "bin" / "compute-sanitizer"))
+    work = stages.Work(stages.Context(here, tmp_path, []), "sanitize", Progress(), lambda: None)
+    if refused == "memcheck":
+        assert stages.sanitize(work, 60) is None
+        assert work.tools["memcheck"] == {"errors": 0, "words": [], "skipped": "Error: Device not supported"}
+        stage = {"state": "done", "seconds": 1, "left": [], "tools": work.tools, **vars(work.progress())}
+        assert "memcheck: skipped (Error: Device not supported)" in text.line(stage) and text.passed(stage)
+        assert {item.split(":")[0] for item in work.progress().done} == {"racecheck", "initcheck"}
+    else:
+        with pytest.raises(stages.Skipped, match="cannot watch this device: Error: Device not supported"):
+            stages.sanitize(work, 60)
+    assert sorted((tmp_path / "started").read_text().split()) == sorted(refused.split("|"))
+
+
+def test_an_exercise_plans_nothing_where_the_device_cannot_be_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "zeros", lambda *size, **options: (_ for _ in ()).throw(RuntimeError("CUDA error: 999")))
+    words = ["--tool", "memcheck", "--device", "cpu", "--until", "inf", "--journal", str(tmp_path / "j")]
+    monkeypatch.setattr(sys, "argv", ["exercise", *words])
+    with pytest.raises(RuntimeError, match="999"):
+        exercise.main()
+    assert read(tmp_path / "j").plan == []
+
+
+def test_every_file_with_tests_of_a_gpu_is_known():
+    """A collection of all files finds none that the test stage leaves out."""
+    options = ["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "cuda", str(ROOT / "tests")]
+    command = [sys.executable, "-m", "pytest", *options]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    holding = {str(ROOT / line.split("::")[0]) for line in result.stdout.splitlines() if "::" in line}
+    *known, _, mark = stages.cuda_tests()
+    assert mark == "cuda" and len(holding) > 10 and holding <= set(known)
+    assert len(known) < 2 * len(holding)
+
+
 def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch, tmp_path):
     tool(tmp_path / "compute-sanitizer", "compute-sanitizer", "")
     tool(tmp_path / "bin", "nvcc", "")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDACXX", str(tmp_path / "bin" / "nvcc"))
     assert Path(machine.sanitizer()).samefile(tmp_path / "compute-sanitizer" / "compute-sanitizer")
+
+
+NVCC = [{}, {"CUDACXX": "a"}, {"CUDA_HOME": "home"}, {"CUDA_PATH": "path"}, {"CUDA_HOME": "none", "CUDA_PATH": "path"}]
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="has no cmake")
+@pytest.mark.parametrize("given", NVCC, ids=lambda given: "+".join(given) or "PATH")
+def test_the_build_and_the_machine_look_for_nvcc_in_the_same_places(monkeypatch, tmp_path, given):
+    for folder in ("home", "path", "any"):
+        (tmp_path / folder).mkdir()
+        tool(tmp_path / folder / "bin", "nvcc", "")
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, folder in given.items():
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    cmake = shutil.which("cmake")
+    monkeypatch.setenv("PATH", str(tmp_path / "any" / "bin"))
+    script = tmp_path / "look.cmake"
+    script.write_text(f"include({ROOT / 'cmake' / 'nvcc.cmake'})\nmessage(${{BIGMODEL_NVCC}})\n")
+    result = subprocess.run(
+        [cmake, f"-DPython_EXECUTABLE={sys.executable}", "-P", str(script)], capture_output=True, text=True
+    )
+    expected = {"CUDACXX": "a", "CUDA_HOME": "home/bin/nvcc", "CUDA_PATH": "path/bin/nvcc"}
+    chosen = next((expected[name] for name, folder in given.items() if folder != "none"), "any/bin/nvcc")
+    assert result.stderr.strip() == machine.nvcc() == str(tmp_path / chosen)
+
+
+@pytest.mark.parametrize("has", ["ninja", "make", ""])
+def test_make_does_where_ninja_is_missing(monkeypatch, tmp_path, has):
+    found = {"torch": "2.11", "cuda": None, "devices": []}
+    modules = dict.fromkeys([*machine.BUILD, "cmake", *machine.WANTED, *machine.PEERS], True) | {"ninja": False}
+    answer = subprocess.CompletedProcess([], 0, json.dumps(found | {"modules": modules}))
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **options: answer)
+    monkeypatch.setattr(machine.shutil, "which", lambda name, path=None: name == has or None)
+    if has:
+        assert machine.look("cpu").device == "cpu"
+    else:
+        with pytest.raises(machine.Unusable, match="lacks ninja or make; nothing is downloaded here"):
+            machine.look("cpu")
 
 
 def test_a_checkout_without_git_is_known_by_its_sources(monkeypatch, tmp_path):
