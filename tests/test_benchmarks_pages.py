@@ -82,12 +82,15 @@ def test_no_group_measures_something_of_every_group_in_bounded_time(monkeypatch,
         (["--throughput", "--stop-after", "3"], "--throughput takes no --stop-after"),
         (["norm", "--size", "20x3x48"], "norm takes no --size"),
         (["norm", "--report", "absent/x.html"], "the folder of absent/x.html does not exist"),
+        (["--throughput", "--json", "absent/x.json"], "the folder of absent/x.json does not exist"),
+        (["plan", "--size", "9"], "--size 9 is none of"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(monkeypatch, capsys, arguments, words):
     monkeypatch.setattr(run, "run_groups", lambda *args, **kwargs: pytest.fail("measured"))
-    assert cli.main(["bench", *arguments]) == 1
-    assert words in capsys.readouterr().err
+    assert cli.main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bigmodel bench: ") and words in line
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
