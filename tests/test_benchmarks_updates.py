@@ -30,8 +30,9 @@ def test_no_case_of_adam_waits_for_torch_compile_but_the_last_step():
     assert cases[steps[0]].shape == adam._updates.LARGE_CUDA and cases[steps[-1]].shape[0] <= 30
 
 
-def test_adam_with_masters():
-    assert notes(adam._case("cpu", adam.MASTERS, torch.bfloat16, (3, 5000))) == {}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adam_with_masters(dtype):
+    assert notes(adam._case("cpu", adam.MASTERS, dtype, (3, 5000))) == {}
 
 
 @pytest.mark.parametrize("group", ["sgd", "adagrad", "ema", "grad_norm"])

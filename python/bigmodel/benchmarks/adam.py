@@ -5,7 +5,7 @@ Bytes that must move per parameter, each stream once:
     step        28   param, exp_avg, exp_avg_sq read and written, grad read
     clip + EMA  40   the step, the gradient once more for the norm, the average read and written
     8-bit       16   param read and written, grad read, one byte for each state read and written (scales: 0.06 more)
-    masters     26   master, exp_avg, exp_avg_sq read and written, bfloat16 grad read, bfloat16 param written
+    masters     26   master, exp_avg, exp_avg_sq read and written, 16-bit grad read, 16-bit param written
 
 In "step" every contender has memory of its own, as a user gets it. Where memory lies moves a step of 50 M by tens of
 per cent, so "step in place" has them take turns on the very same parameters, gradients and moments, and there kernels
@@ -254,6 +254,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
             (EIGHT_BIT, torch.float32, large),
             (MASTERS, torch.bfloat16, large),
         ]
+        chosen += [(MASTERS, torch.float16, large)] if device == "cuda" else []
     return [_case(device, *which) for which in chosen]
 
 

@@ -28,6 +28,8 @@ import torch
 
 OURS = "bigmodel"
 COPY = "copy"
+FLOATS = (torch.float32, torch.bfloat16)  # in every case and over row lengths
+FURTHER = (torch.float16, torch.float64)  # at one row length
 
 # Allowed max |got - float64| over max |float64|: some roundings of the dtype, and the summation error of stock torch.
 # It tells a wrong result from a right one; accuracy itself is what the tests measure.
