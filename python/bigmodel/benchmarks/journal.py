@@ -187,10 +187,10 @@ def _end_with(supervisor: int) -> None:
 def _lives(pid: int) -> bool:
     """Whether a process is there and no zombie, as one is that was killed and whose own parent has not noticed."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return state != "Z"
 
 
 def _kill(process: subprocess.Popen) -> None:
