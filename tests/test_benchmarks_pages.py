@@ -148,6 +148,12 @@ def test_the_page_holds_every_figure_and_needs_nothing_else():
     assert not re.search(r"https?:|@import|url\(", source)
 
 
+def test_one_row_length_is_told_and_not_drawn():
+    point = row("op forward float64 8x256", sweep=True, shape=(8, 256))
+    source = page.to_html([make_report({DEFAULT_PAGES: [point]})])
+    assert "<svg" not in source and point.case in source
+
+
 def test_dots_lie_at_their_share_of_the_copy():
     (circle, *_), roof = (
         re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="6"', page._dots([row(scale=0.5)])),
