@@ -112,6 +112,21 @@ def test_a_tool_that_refuses_the_device_is_started_once_and_skipped(monkeypatch,
     assert sorted((tmp_path / "started").read_text().split()) == sorted(refused.split("|"))
 
 
+def test_what_a_sanitizer_found_is_kept_where_the_run_is_stopped(monkeypatch, tmp_path, here):
+    def stopped(work, command, seconds, env, tool, stall):
+        (tmp_path / f"{tool}-1.log").write_text(f"========= {tool} found it\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "sanitizer", lambda: "compute-sanitizer")
+    monkeypatch.setattr(stages.Work, "supervise", stopped)
+    before = {"memcheck": {"errors": 1, "words": ["earlier"]}}
+    work = stages.Work(stages.Context(here, tmp_path, []), "sanitize", Progress(), lambda: None, before)
+    with pytest.raises(KeyboardInterrupt):
+        stages.sanitize(work, 60)
+    assert work.tools["memcheck"] == {"errors": None, "words": ["earlier", "memcheck found it"]}
+    assert work.tools["racecheck"] == {"errors": None, "words": ["racecheck found it"]}
+
+
 def test_an_exercise_plans_nothing_where_the_device_cannot_be_used(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "zeros", lambda *size, **options: (_ for _ in ()).throw(RuntimeError("CUDA error: 999")))
     words = ["--tool", "memcheck", "--device", "cpu", "--until", "inf", "--journal", str(tmp_path / "j")]

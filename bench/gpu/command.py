@@ -176,10 +176,10 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
         return
     except KeyboardInterrupt:
         context.stop.set()
-        save(work.progress(), PARTIAL)
+        save(work.progress(), PARTIAL, **_tools(work))
         raise
     progress = work.progress()
-    more: dict[str, object] = {"log": ""} | ({"tools": work.tools} if work.tools else {})
+    more = {"log": "", **_tools(work)}
     if (ending is not None or progress.errors) and work.log.exists():
         more["log"] = work.log.read_text(errors="replace")[-LOG_CHARACTERS:]
     if ending is not None and not progress.left and progress.done:
@@ -190,6 +190,10 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
         state = PARTIAL if progress.left or not progress.plan else DONE
     save(progress, state, why=ending or "", **more)
     _say(f"{name}: {text.line(record.stage(name))}")
+
+
+def _tools(work: Work) -> dict[str, object]:
+    return {"tools": work.tools} if work.tools else {}
 
 
 def _say(text: str) -> None:

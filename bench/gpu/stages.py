@@ -175,22 +175,26 @@ def sanitize(work: Work, seconds: float) -> str | None:
         return work.supervise([*command, "--journal", "JOURNAL"], seconds, env, tool, STALL["sanitize"])
 
     # Side by side: most of a tool's time is the start of a process that it watches.
-    with ThreadPoolExecutor(len(TOOLS)) as pool:
-        endings = dict(zip(TOOLS, pool.map(run, TOOLS), strict=True))
-    found = sanitizer_findings(context.work)
-    # A process that planned nothing could not use the device as a sanitized one.
-    refused = {tool: ending for tool, ending in endings.items() if ending and not read(work.journal(tool)).plan}
-    for tool, ending in refused.items():
-        found[tool] = {"errors": 0, "words": [], "skipped": (found.get(tool, {}).get("words") or [ending])[0]}
+    endings: dict[str, str | None] = {}
+    refused: dict[str, dict[str, Any]] = {}
+    try:
+        with ThreadPoolExecutor(len(TOOLS)) as pool:
+            endings.update(zip(TOOLS, pool.map(run, TOOLS), strict=True))
+    finally:  # what a tool found stays with the items that it watched, also where the run is stopped
+        found = sanitizer_findings(context.work)
+        for tool, ending in endings.items():
+            if ending and not read(work.journal(tool)).plan:  # it could not even begin
+                refused[tool] = {"errors": 0, "words": [], "skipped": (found.pop(tool, {}).get("words") or [ending])[0]}
+        work.tools |= {tool: _together(work.tools.get(tool), each) for tool, each in found.items()}
     if len(refused) == len(TOOLS):
-        raise Skipped("compute-sanitizer cannot watch this device: " + found[TOOLS[0]]["skipped"])
-    work.tools = {tool: _together(work.tools.get(tool), each) for tool, each in found.items()}
+        raise Skipped("compute-sanitizer cannot watch this device: " + refused[TOOLS[0]]["skipped"])
+    work.tools = refused | work.tools
     return next((ending for tool, ending in endings.items() if ending and tool not in refused), None)
 
 
 def _together(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
     """A tool's findings in a run that was cut off, which has no summary, and in the one that went on."""
-    if before is None or "skipped" in now:
+    if before is None:
         return now
     known = before["errors"] is not None or not before["words"]
     errors = (before["errors"] or 0) + now["errors"] if known and now["errors"] is not None else None
