@@ -1,5 +1,4 @@
-# The CUDA half: finds nvcc (CUDACXX, PATH, then the PyPI wheels nvidia-cuda-nvcc, -crt, -runtime, -cccl and
-# nvidia-nvvm, which an isolated build can only look up by path) and picks the architectures.
+# The CUDA half: finds nvcc and picks the architectures.
 # find_package(CUDAToolkit) fails on those wheels and is not needed: nothing but cudart is linked.
 set(BIGMODEL_WITH_CUDA 0)
 set(BIGMODEL_CUDA_ARCHITECTURES "")
@@ -8,19 +7,13 @@ if(BIGMODEL_CUDA STREQUAL "OFF")
   return()
 endif()
 
-execute_process(COMMAND ${Python_EXECUTABLE} -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-  OUTPUT_VARIABLE purelib OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-set(wheel_root "${purelib}/nvidia/cu13")
-if(DEFINED ENV{CUDACXX})
-  set(BIGMODEL_NVCC "$ENV{CUDACXX}")
-else()
-  find_program(BIGMODEL_NVCC nvcc PATHS "${wheel_root}/bin")
-endif()
+include(cmake/nvcc.cmake)
 if(NOT BIGMODEL_NVCC)
   if(BIGMODEL_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "BIGMODEL_CUDA=ON, but nvcc is neither in CUDACXX, nor on PATH, nor in ${wheel_root}/bin.")
+    message(FATAL_ERROR "BIGMODEL_CUDA=ON, but nvcc is neither in CUDACXX, CUDA_HOME or CUDA_PATH, nor on PATH, nor in "
+      "/usr/local/cuda, nor in ${wheel_root}/bin.")
   endif()
-  set(BIGMODEL_CUDA_STATUS "not built: no nvcc in CUDACXX, on PATH or from PyPI")
+  set(BIGMODEL_CUDA_STATUS "not built: no nvcc in CUDACXX, CUDA_HOME, CUDA_PATH, on PATH or from PyPI")
   return()
 endif()
 

@@ -10,7 +10,7 @@ from benchmark_cases import SMALL, make_report, measurement, timing
 
 import bigmodel
 from bigmodel import info
-from bigmodel.benchmarks import GROUPS, harness, load_group, norm, report, run
+from bigmodel.benchmarks import GROUPS, harness, load_group, norm, report, run, softmax
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal, Verdict, judge
 from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, CpuTimer, Effort, Measurement, Workload
 
@@ -177,9 +177,11 @@ def test_bytes_are_those_of_the_tensors():
     assert count("rms_norm", norm.BACKWARD_KERNEL) == 3 * matrix + 2 * vector + column
     assert count("layer_norm", norm.BOTH) == 5 * matrix + 5 * vector + 4 * column
     assert count("add_rms_norm", norm.BOTH) == 8 * matrix + 3 * vector + 2 * column
+    wide = norm.bytes_moved("layer_norm", norm.BACKWARD, torch.float64, (rows, cols))
+    assert wide == 8 * (3 * rows * cols + 3 * cols + 2 * rows)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*harness.FLOATS, *harness.FURTHER])
 @pytest.mark.parametrize("mode", [norm.FORWARD, norm.BACKWARD, norm.BOTH, norm.FORWARD_KERNEL, norm.BACKWARD_KERNEL])
 @pytest.mark.parametrize("op", norm.OPS)
 def test_contenders_agree_with_float64(op, mode, dtype):
@@ -189,6 +191,13 @@ def test_contenders_agree_with_float64(op, mode, dtype):
     assert row.notes == {}
     assert set(row.times) == {*case.contenders, COPY}
     assert row.bytes == norm.bytes_moved(op, mode, dtype, SMALL)
+
+
+@pytest.mark.parametrize("dtype", [*harness.FLOATS, *harness.FURTHER])
+def test_contenders_of_softmax_agree_with_float64(dtype):
+    case = softmax._case("cpu", softmax.PLAIN, softmax.BOTH, dtype, SMALL)
+    row = harness.measure(dataclasses.replace(case, contenders=(OURS, "stock")), CpuTimer(), BRIEF)
+    assert row.notes == {} and set(row.times) == {OURS, "stock", COPY}
 
 
 def test_torch_compile_is_a_contender():
@@ -271,6 +280,7 @@ def test_markdown_shows_figures_goals_and_notes():
         "4.00",
     ]
     assert f"- {row.case}: stock: disagrees with float64" in text
+    assert "what fits a CPU's caches stays in them, and may be far above 100 %" in text
     states = [line.split("|")[-2].strip() for line in text.splitlines() if line.startswith("| text")]
     assert states == ["missed", "reached"]
     assert f"transparent huge pages: {info.transparent_hugepage()}" in text

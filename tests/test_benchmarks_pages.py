@@ -82,12 +82,15 @@ def test_no_group_measures_something_of_every_group_in_bounded_time(monkeypatch,
         (["--throughput", "--stop-after", "3"], "--throughput takes no --stop-after"),
         (["norm", "--size", "20x3x48"], "norm takes no --size"),
         (["norm", "--report", "absent/x.html"], "the folder of absent/x.html does not exist"),
+        (["--throughput", "--json", "absent/x.json"], "the folder of absent/x.json does not exist"),
+        (["plan", "--size", "9"], "--size 9 is none of"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(monkeypatch, capsys, arguments, words):
     monkeypatch.setattr(run, "run_groups", lambda *args, **kwargs: pytest.fail("measured"))
-    assert cli.main(["bench", *arguments]) == 1
-    assert words in capsys.readouterr().err
+    assert cli.main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bigmodel bench: ") and words in line
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -143,6 +146,12 @@ def test_the_page_holds_every_figure_and_needs_nothing_else():
     source = page.to_html([given])
     assert source.count("<svg") == 2 and 'class="roof"' in source
     assert not re.search(r"https?:|@import|url\(", source)
+
+
+def test_one_row_length_is_told_and_not_drawn():
+    point = row("op forward float64 8x256", sweep=True, shape=(8, 256))
+    source = page.to_html([make_report({DEFAULT_PAGES: [point]})])
+    assert "<svg" not in source and point.case in source
 
 
 def test_dots_lie_at_their_share_of_the_copy():

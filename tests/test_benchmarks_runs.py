@@ -1,8 +1,10 @@
 """Runs of the benchmark: processes, what fails, what the time does not reach, and the command line."""
 
 import dataclasses
+import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ import torch
 from benchmark_cases import SMALL, make_report, measurement
 
 from bigmodel import cli
-from bigmodel.benchmarks import norm, run
+from bigmodel.benchmarks import adam, norm, run, softmax
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES
-from bigmodel.benchmarks.harness import Measurement
+from bigmodel.benchmarks.harness import FLOATS, FURTHER, Measurement
 from bigmodel.benchmarks.journal import Journal, read
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -98,11 +100,36 @@ def test_telling_cases_come_first():
         (op, mode, dtype)
         for op in ("rms_norm", "layer_norm")
         for mode in (norm.FORWARD, norm.BACKWARD)
-        for dtype in norm.FLOATS
+        for dtype in FLOATS
     }
-    assert [c.shape[1] for c in points] == [4096] * 8 + [1024] * 8 + [32768] * 4
+    assert [c.shape[1] for c in points] == [4096] * 8 + [1024] * 8 + [4096] * 4
+    assert [c.dtype for c in points[16:]] == [torch.float16, torch.float16, torch.float64, torch.float64]
     assert {c.shape for c in lines} == {norm.LARGE} and [c.mode for c in lines[:6]] == [norm.BOTH] * 6
     assert list(run.halving(7)) == [3, 1, 5, 0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_dtype_is_measured_at_some_row_length(device):
+    for group in (norm, softmax):
+        swept = [case for case in group.cases(device, sweep=True) if case.sweep]
+        lengths = {dtype: {c.shape[1] for c in swept if c.dtype is dtype} for dtype in (*FLOATS, *FURTHER)}
+        assert all(lengths[dtype] == set(group.SWEEP_LENGTHS) for dtype in FLOATS)
+        assert all(lengths[dtype] == {4096} for dtype in FURTHER)
+        assert all(goal.case.split()[-2] in ("float32", "bfloat16") for goal in group.goals(device))
+    assert {case.dtype for case in adam.cases("cuda")} == {*FLOATS, torch.float16}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_without_tqdm_on_a_terminal_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    for stream, shown in ((Terminal(), "\rnorm: 0/2 cases\rnorm: 1/2 cases\n"), (io.StringIO(), "")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert list(run._progress(["a", "b"], "norm")) == ["a", "b"]
+        assert stream.getvalue() == shown
 
 
 def test_unknown_names_are_refused():
@@ -135,7 +162,7 @@ def test_commit_is_only_that_of_a_bigmodel_checkout(monkeypatch, tmp_path):
 
 def test_bench_refuses_a_folder_that_is_not_there_before_it_measures(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(run, "run_groups", lambda *args, **kwargs: pytest.fail("measured"))
-    assert cli.main(["bench", "norm", "--json", str(tmp_path / "absent" / "out.json")]) == 1
+    assert cli.main(["bench", "norm", "--json", str(tmp_path / "absent" / "out.json")]) == 2
     assert "absent" in capsys.readouterr().err
 
 

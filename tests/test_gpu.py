@@ -1,24 +1,21 @@
-"""`make gpu` where there is no GPU: its stages on the CPU, their record, and what it says where it cannot start."""
+"""`make gpu` where there is no GPU: its stages on the CPU, and their record."""
 
+import io
 import json
 import os
 import shutil
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from fake_tools import ROOT, tool
+from gpu import command, exercise, machine, stages, text
+from gpu.record import Record, write_journal
 
 import bigmodel
 from bigmodel import cli, info
 from bigmodel.benchmarks.journal import Progress, read, supervise
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "bench"))
-
-from gpu import command, exercise, machine, stages, text  # noqa: E402
-from gpu.record import Record, write_journal  # noqa: E402
 
 # A group of benchmarks with one small case, in every process that has this on its path.
 ONE_CASE = """
@@ -41,12 +38,6 @@ while [[ $1 == --* ]]; do [[ $1 == --log-file ]] && log=${2//%p/$$}; [[ $1 == --
 [[ $tool == initcheck ]] && echo "========= Uninitialized __global__ memory read of size 4 bytes" > "$log"
 echo "========= ERROR SUMMARY: $([[ $tool == initcheck ]] && echo 1 || echo 0) errors" >> "$log"
 """
-
-
-def tool(folder, name, script):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(script)
-    (folder / name).chmod(0o755)
 
 
 @pytest.fixture
@@ -136,9 +127,12 @@ def test_every_stage_runs_and_leaves_what_it_found(built, monkeypatch, capsys):
 
     capsys.readouterr()
     before = (folder / "2030-01-01.json").read_text()
-    assert run(built, "--stages", names) == 1  # what failed is still told
-    assert capsys.readouterr().out.count("done for this commit") == 4
-    assert json.loads((folder / "2030-01-01.json").read_text())["stages"] == json.loads(before)["stages"]
+    assert run(built, "--stages", names, "--tests", str(built)) == 1  # what failed is still told
+    said = capsys.readouterr().out
+    assert said.count("done for this commit") == 3 and "make gpu: test: up to" in said  # a file was not collected
+    after = json.loads((folder / "2030-01-01.json").read_text())["stages"]
+    assert after | {"test": None} == json.loads(before)["stages"] | {"test": None}
+    assert after["test"]["done"] == found["test"]["done"] and after["test"]["errors"] == found["test"]["errors"]
     path = str(folder / "2030-01-01.json")
     assert cli.main(["bench", "--compare", path, path]) == 0
     assert "## Moved: 0 of 1 cases" in capsys.readouterr().out
@@ -187,7 +181,12 @@ def steps(built, here, monkeypatch):
         ran.append((work.name, seconds, work.known))
         mine = plan[work.name]
         path = work.context.work / f"{work.name}.jsonl"
-        write_journal(path, Progress(mine["plan"], {item: {"facts": {}} for item in mine["done"]}, {}))
+        if "signal" in mine:
+            signal.raise_signal(mine["signal"])
+        if "skip" in mine:
+            raise stages.Skipped(mine["skip"])
+        done = {item: {"facts": {}} for item in mine["done"]}
+        write_journal(path, Progress(mine["plan"], done, mine.get("errors", {})))
         work.journals.append(path)
         return mine["ending"]
 
@@ -240,6 +239,58 @@ def test_a_record_that_lacks_its_facts_is_built_again(built, steps):
     assert "facts" in record_of(built)
 
 
+def test_what_broke_off_is_tried_again_by_the_next_run(built, steps):
+    plan, ran = steps
+    stall = {"plan": ["a", "b"], "done": ["a"], "errors": {"b": "no end within 90 s"}, "ending": None}
+    plan["model"] = stall
+    assert run(built) == 1 and record_of(built)["stages"]["model"]["state"] == "done"
+    ran.clear()
+    plan["model"] = {"plan": ["a", "b"], "done": ["a", "b"], "ending": None}
+    assert run(built) == 0 and names(ran) == ["model"]
+    assert list(ran[0][2].done) == ["a"] and ran[0][2].errors == {}
+    assert run(built) == 0 and names(ran) == ["model"]
+
+
+def test_what_is_left_comes_before_what_broke_off(built, steps):
+    plan, ran = steps
+    plan["model"] = {"plan": ["a", "b"], "done": [], "errors": {"a": "no end within 90 s"}, "ending": None}
+    assert run(built) == 1 and record_of(built)["stages"]["model"]["state"] == "partial"
+    ran.clear()
+    assert run(built) == 1 and list(ran[0][2].errors) == ["a"]
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text):
+        raise OSError("Input/output error")
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "nohup"])
+def test_a_terminal_that_hangs_up_leaves_the_record(built, steps, monkeypatch, ignored):
+    plan, ran = steps
+    plan["bench-norm"]["signal"] = signal.SIGHUP
+    monkeypatch.setattr(sys, "stdout", io.StringIO() if ignored else Gone())
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *given: pytest.fail("not handled"))
+    try:
+        assert run(built) == (0 if ignored else 1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert names(ran)[-1] == ("model" if ignored else "bench-norm")
+    assert record_of(built)["stages"]["test"]["state"] == "done"
+
+
+def test_a_stage_whose_tool_is_missing_is_skipped_and_passes(built, steps, capsys):
+    plan, ran = steps
+    plan["sanitize"]["skip"] = "compute-sanitizer is neither on PATH nor beside nvcc"
+    assert run(built) == 0
+    assert "sanitize       skipped (compute-sanitizer is neither" in capsys.readouterr().out
+    stage = record_of(built)["stages"]["sanitize"]
+    assert stage["state"] == "skipped" and text.line(stage) == f"skipped ({stage['why']}), 0 s"
+    ran.clear()
+    assert run(built) == 0 and names(ran) == ["sanitize"]  # it may have been installed
+
+
 def test_nothing_runs_on_a_build_that_failed(built, steps):
     plan, ran = steps
     plan["build"] = {"plan": ["install"], "done": [], "ending": "the process ended with status 1"}
@@ -270,91 +321,20 @@ def test_an_unreadable_sanitizer_log_is_no_clean_bill(tmp_path):
     assert not text.passed(stage)
 
 
+def test_what_a_sanitizer_found_before_it_was_cut_off_stays():
+    def found(errors, *words, **more):
+        return {"errors": errors, "words": list(words), **more}
+
+    assert stages._together(None, found(1, "a")) == found(1, "a")
+    assert stages._together(found(1, "a"), found(2, "b")) == found(3, "a", "b")
+    assert stages._together(found(None, "a"), found(0)) == found(None, "a")
+    assert stages._together(found(None), found(0)) == found(0)
+    assert stages._together(found(2, "a"), found(None)) == found(None, "a")
+
+
 def test_a_record_begins_again_after_its_machine_is_gone(tmp_path):
     first = Record(tmp_path, "c0", False, {"device": "x"})
     first.update("model", Progress(["a"], {"a": {"value": 1}}, {}), state="done", seconds=1.0)
     second = Record(tmp_path, "c0", False, {"device": "x"})
     assert second.path == first.path and second.progress("model").done == {"a": {"value": 1}}
     assert Record(tmp_path, "c1", False, {"device": "x"}).path != first.path
-
-
-# --- where it cannot start --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
-@pytest.mark.parametrize("sees", [True, False], ids=["a GPU that torch cannot use", "no GPU"])
-def test_a_machine_without_a_gpu_gets_one_line(tmp_path, sees):
-    tool(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\n" + ("echo 'NVIDIA H100, 580.65.06'" if sees else "exit 9"))
-    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    result = subprocess.run([sys.executable, str(ROOT / "bench" / "gpu")], env=env, capture_output=True, text=True)
-    assert result.returncode == 2 and result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("make gpu: no GPU that can be used: nvidia-smi shows " + ("NVIDIA H100" if sees else "none"))
-
-
-def test_what_a_build_needs_is_named_before_it_begins(monkeypatch, capsys):
-    monkeypatch.setitem(machine.BUILD, "no_such_builder", "no-such-builder")
-    assert command.main(["--device", "cpu"]) == 2
-    assert "lacks no-such-builder; nothing is downloaded here" in capsys.readouterr().err
-    assert command.main(["--device", "cpu", "--stages", "tset"]) == 2
-    assert "no stage tset; there are build, test" in capsys.readouterr().err
-
-
-def test_the_build_is_offline_and_for_the_device_found(monkeypatch, tmp_path):
-    from gpu import build
-
-    seen = {}
-
-    def pip(command, env, **options):
-        seen.update(env, command=command)
-        return subprocess.CompletedProcess(command, 1, "building\nnorm.cu(3): error: expected a ;\n")
-
-    monkeypatch.setattr(build.subprocess, "run", pip)
-    monkeypatch.setattr(build, "nvcc", lambda: "/opt/cuda/bin/nvcc")
-    with pytest.raises(RuntimeError, match=r"could not build it: norm.cu\(3\): error: expected a ;"):
-        build.install("cuda", "90", tmp_path / "site")
-    assert seen["CUDAARCHS"] == "90-real" and seen["CUDACXX"] == "/opt/cuda/bin/nvcc"
-    assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(seen["command"])
-    assert "--config-settings=cmake.define.BIGMODEL_CUDA=ON" in seen["command"]
-
-
-def supervised(monkeypatch, tmp_path, stage, here):
-    """The commands and environments that a stage starts."""
-    seen = []
-    monkeypatch.setattr(stages, "supervise", lambda command, path, **options: seen.append((command, options["env"])))
-    work = stages.Work(stages.Context(here, tmp_path, []), "stage", Progress(), lambda: None)
-    stage(work, 60)
-    return seen
-
-
-def test_the_build_sees_what_the_user_has_on_the_path(monkeypatch, tmp_path, here):
-    monkeypatch.setenv("PYTHONPATH", "/users/own")
-    ((_, env),) = supervised(monkeypatch, tmp_path, stages.build, here)
-    assert env["PYTHONPATH"].split(os.pathsep) == [str(ROOT / "bench"), str(ROOT / "python"), "/users/own"]
-
-
-def test_initcheck_sees_the_kernels_that_write_the_inputs(monkeypatch, tmp_path, here):
-    monkeypatch.setattr(machine, "sanitizer", lambda: "compute-sanitizer")
-    seen = supervised(monkeypatch, tmp_path, stages.sanitize, here)
-    filtered = {command[2]: "--kernel-name" in command for command, _ in seen}
-    assert filtered == {"memcheck": True, "racecheck": True, "initcheck": False}
-
-
-def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch, tmp_path):
-    tool(tmp_path / "compute-sanitizer", "compute-sanitizer", "")
-    tool(tmp_path / "bin", "nvcc", "")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CUDACXX", str(tmp_path / "bin" / "nvcc"))
-    assert Path(machine.sanitizer()).samefile(tmp_path / "compute-sanitizer" / "compute-sanitizer")
-
-
-def test_a_checkout_without_git_is_known_by_its_sources(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "a.cu").write_text("1")
-    (tmp_path / "CMakeLists.txt").write_text("1")
-    first = machine.tree()
-    (tmp_path / "csrc" / "a.cu").write_text("2")
-    second = machine.tree()
-    (tmp_path / "CMakeLists.txt").write_text("2")
-    assert first[0].startswith("sources-") and not first[1] and len({first, second, machine.tree()}) == 3

@@ -1,6 +1,9 @@
 """Work that goes on after its process crashed, hung, or was cut off."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ HOME = str(Path(journal.__file__).parent)
 
 # Items do what their name says. "crash" and "hang" would do it every time: the item has an error after the first.
 WORKER = f"""
-import os, sys, time
+import os, subprocess, sys, time
 sys.path.insert(0, {HOME!r})
 from pathlib import Path
 from journal import Journal
@@ -24,6 +27,10 @@ for item in journal.plan(sys.argv[2:]):
         os.kill(os.getpid(), 11)
     elif item == "hang":
         time.sleep(60)
+    elif item == "start":
+        child = subprocess.Popen(["sleep", "600"])
+        print(os.getpid(), child.pid)
+        time.sleep(600)
     elif item == "leave":
         sys.exit(7)
     elif item == "torn":
@@ -99,6 +106,32 @@ def test_stopping_leaves_no_process(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         supervise(command, path, seconds=30, stall=20, tick=tick)
     assert started[0].returncode == -9
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "under a tool"])
+def test_workers_end_with_a_supervisor_that_is_killed(tmp_path, wrapped):
+    path, log = tmp_path / "j", tmp_path / "log"
+    worker = [sys.executable, "-S", "-c", WORKER, str(path), "start"]
+    command = [sys.executable, "-S", "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *worker]
+    code = (
+        "import sys; from pathlib import Path; from journal import supervise\n"
+        "supervise(sys.argv[2:], Path(sys.argv[1]), seconds=600, stall=600)\n"
+    )
+    with log.open("w") as file:
+        arguments = [str(path), *(command if wrapped else worker)]
+        env = {"PYTHONPATH": HOME, "PYTHONUNBUFFERED": "1"}
+        supervisor = subprocess.Popen([sys.executable, "-S", "-c", code, *arguments], stdout=file, env=env)
+    while not (words := log.read_text()).endswith("\n"):
+        assert supervisor.poll() is None
+        time.sleep(0.05)
+    pids = [int(word) for word in words.split()]
+    assert all(map(journal._lives, pids))
+    supervisor.send_signal(signal.SIGKILL)  # not waited for: a zombie is gone, too
+    until = time.monotonic() + 60
+    while any(map(journal._lives, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(journal._lives, pids))
+    supervisor.wait()
 
 
 def test_a_journal_goes_on_where_it_was(tmp_path):

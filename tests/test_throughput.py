@@ -18,5 +18,5 @@ def test_points_are_read_back(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["norm", "--throughput"], ["plan", "--device", "cpu"]])
 def test_arguments_that_do_not_belong_together(arguments, capsys):
-    assert cli.main(["bench", *arguments]) == 1
+    assert cli.main(["bench", *arguments]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

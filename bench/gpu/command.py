@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ from pathlib import Path
 from bigmodel.benchmarks.journal import Progress
 from gpu import machine, text
 from gpu.machine import ROOT, Machine, Unusable
-from gpu.record import DONE, FAILED, PARTIAL, RUNNING, Record
-from gpu.stages import SHARE, STAGES, Context, Work, sanitizer_findings
+from gpu.record import DONE, FAILED, PARTIAL, RUNNING, SKIPPED, Record
+from gpu.stages import SHARE, STAGES, Context, Skipped, Work, cuda_tests
 
 SAVE_SECONDS = 5.0
 RENDER_SECONDS = 15.0
@@ -37,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)  # where pip and pytest find what they are told
     commit, dirty = machine.tree()
     record = Record(options.results / found.slug, commit, dirty, found.to_dict())
-    context = Context(found, options.work, options.tests.split())
+    context = Context(found, options.work, options.tests.split() if options.tests else cuda_tests())
     context.work.mkdir(parents=True, exist_ok=True)
-    # A run cut short leaves its record, and no process.
+    # A run cut short leaves its record, and no process. What is ignored, as under nohup, stays so.
     handlers = {
         number: signal.signal(number, lambda number, frame: _interrupt(context, number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     _say(_opening(found, record, dirty))
     try:
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, handler)
         record.save()
         written = _render(record, context)
-    print(text.summary(record), flush=True)
+    _print(text.summary(record))
     for path in [str(record.path), *written]:
         _say(f"wrote {path}")
     return 0 if all(text.passed(record.stage(name)) for name in names) else 1
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: try the stages out without a GPU"
     )
-    parser.add_argument("--tests", default="tests -m cuda", help="arguments of pytest")
+    parser.add_argument("--tests", help="arguments of pytest; default: the files with tests marked cuda, -m cuda")
     return parser
 
 
@@ -141,7 +143,8 @@ def _render(record: Record, context: Context) -> list[str]:
 
 
 def _kept(record: Record, name: str) -> bool:
-    return record.stage(name).get("state") == DONE
+    """Whether a stage has ended, and each item of it too: what broke off is tried again in every run."""
+    return record.stage(name).get("state") == DONE and not record.stage(name)["errors"]
 
 
 def _stage(name: str, record: Record, context: Context, seconds: float, again: bool) -> None:
@@ -160,17 +163,25 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
             saved = time.monotonic()
             save(work.progress())
 
-    work = Work(context, name, Progress() if again else record.progress(name), tick)
+    before = {} if again else record.stage(name)
+    known = Progress() if again else record.progress(name)
+    if before.get("state") == DONE:
+        known.errors.clear()
+    work = Work(context, name, known, tick, before.get("tools"))
     try:
         ending = STAGES[name](work, seconds)
+    except Skipped as why:
+        save(known, SKIPPED, why=str(why))
+        _say(f"{name}: {text.line(record.stage(name))}")
+        return
     except KeyboardInterrupt:
         context.stop.set()
-        save(work.progress(), PARTIAL)
+        save(work.progress(), PARTIAL, **_tools(work))
         raise
     progress = work.progress()
-    more: dict[str, object] = {"tools": sanitizer_findings(context.work)} if name == "sanitize" else {}
-    if ending is not None or progress.errors:
-        more["log"] = work.log.read_text(errors="replace")[-LOG_CHARACTERS:] if work.log.exists() else ""
+    more = {"log": "", **_tools(work)}
+    if (ending is not None or progress.errors) and work.log.exists():
+        more["log"] = work.log.read_text(errors="replace")[-LOG_CHARACTERS:]
     if ending is not None and not progress.left and progress.done:
         ending = None  # it fell at the last item, whose error says so
     if ending is not None or (name == "build" and progress.errors):
@@ -181,5 +192,14 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
     _say(f"{name}: {text.line(record.stage(name))}")
 
 
+def _tools(work: Work) -> dict[str, object]:
+    return {"tools": work.tools} if work.tools else {}
+
+
 def _say(text: str) -> None:
-    print(f"make gpu: {text}", flush=True)
+    _print(f"make gpu: {text}")
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # of a terminal that is gone: the record is what counts
+        print(text, flush=True)

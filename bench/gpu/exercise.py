@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--journal", required=True, type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    torch.zeros(1, device=arguments.device).tolist()  # before anything is planned: the tool may refuse the device
     journal = Journal(arguments.journal)
     todo = {f"{arguments.tool}: {name}": run for name, run in exercises(arguments.device)}
     for item in journal.plan(todo):

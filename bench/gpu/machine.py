@@ -92,9 +92,12 @@ def look(device: str) -> Machine:
         raise Unusable(f"no GPU that can be used: {seen}, and torch {found['torch']} (with {build}) sees none.")
     modules = found["modules"]
     lacking = [package for module, package in BUILD.items() if not modules[module]]
-    lacking += [tool for tool in ("cmake", "ninja") if not (modules[tool] or shutil.which(tool))]
+    if not (modules["cmake"] or shutil.which("cmake")):
+        lacking.append("cmake")
+    if not (modules["ninja"] or any(map(shutil.which, ("ninja", "gmake", "make")))):
+        lacking.append("ninja or make")
     if device == "cuda" and nvcc() is None:
-        lacking.append("nvcc (in CUDACXX, on PATH or in /usr/local/cuda/bin)")
+        lacking.append("nvcc (in CUDACXX, CUDA_HOME, CUDA_PATH, on PATH or in /usr/local/cuda/bin)")
     if lacking:
         raise Unusable(f"{sys.executable} lacks {', '.join(lacking)}; nothing is downloaded here.")
     first = found["devices"][0] if device == "cuda" else {"name": "cpu", "capability": None}
@@ -124,11 +127,13 @@ def _nvidia_smi() -> tuple[str, str] | None:
 
 
 def nvcc() -> str | None:
-    """The compiler that cmake/cuda.cmake finds, or the one of a toolkit that is not on PATH."""
+    """The compiler that cmake/nvcc.cmake finds."""
     import sysconfig
 
-    usual = (Path("/usr/local/cuda/bin/nvcc"), Path(sysconfig.get_path("purelib"), "nvidia/cu13/bin/nvcc"))
-    return os.environ.get("CUDACXX") or shutil.which("nvcc") or next((str(p) for p in usual if p.is_file()), None)
+    homes = [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    usual = ["/usr/local/cuda/bin", f"{sysconfig.get_path('purelib')}/nvidia/cu13/bin"]
+    path = os.pathsep.join([*homes, os.environ.get("PATH", os.defpath), *usual])
+    return os.environ.get("CUDACXX") or shutil.which("nvcc", path=path)
 
 
 def nvcc_version() -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bigmodel.benchmarks.journal import Progress
 
 SCHEMA = 1
-DONE, PARTIAL, FAILED, RUNNING = "done", "partial", "failed", "running"
+DONE, SKIPPED, PARTIAL, FAILED, RUNNING = "done", "skipped", "partial", "failed", "running"
 
 
 class Record:

@@ -7,10 +7,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bigmodel.benchmarks.journal import Progress, read, supervise
 from gpu import machine
@@ -23,9 +24,17 @@ MOST_SHARDS = 4
 STALL = {"build": 400.0, "test": 120.0, "bench": 90.0, "sanitize": 120.0, "model": 120.0}
 
 
+# What else would be kept in the home directory, which may be read-only: compiled kernels, a font list.
+CACHES = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor", "MPLCONFIGDIR": "matplotlib"}
+
+
+class Skipped(Exception):
+    """Why a stage cannot run on this machine, whose lack is no failure."""
+
+
 @dataclass
 class Context:
-    """What a stage runs with: the machine, the folder of its logs and journals, and where `tests` are to be found."""
+    """What a stage runs with: the machine, the folder of its logs and journals, and pytest's arguments, `tests`."""
 
     machine: Machine
     work: Path
@@ -39,17 +48,27 @@ class Context:
     def environment(self, **more: str) -> dict[str, str]:
         """The package built here first, then the helpers of this folder, then what the user has."""
         path = [str(self.site), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"} | more
+        caches = {name: str(self.work / "cache" / folder) for name, folder in CACHES.items()}
+        ours = {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
+        return caches | os.environ | ours | more
 
 
 class Work:
     """Journals of one stage, several where it works side by side; `progress` merges what they hold.
 
-    `tick` is called at every look at a running process, in any thread, and may raise to stop the stage.
+    `known` is what an earlier run found, `tools` what sanitizers did, by tool. `tick` is called at every look at a
+    running process, in any thread, and may raise to stop the stage.
     """
 
-    def __init__(self, context: Context, name: str, known: Progress, tick: Callable[[], None]):
-        self.context, self.name, self.known = context, name, known
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        known: Progress,
+        tick: Callable[[], None],
+        tools: Mapping[str, dict[str, Any]] | None = None,
+    ):
+        self.context, self.name, self.known, self.tools = context, name, known, dict(tools or {})
         self._tick, self._lock = tick, threading.Lock()
         self.journals: list[Path] = []
 
@@ -57,13 +76,16 @@ class Work:
         self, command: list[str], seconds: float, env: dict[str, str], journal: str, stall: float
     ) -> str | None:
         """Runs a command that ends in the option for its journal, or finds that in BIGMODEL_JOURNAL."""
-        path = self.context.work / f"{self.name}-{journal}.jsonl"
+        path = self.journal(journal)
         write_journal(path, Progress([], self.known.done, self.known.errors))
         self.journals.append(path)
         env = env | {"BIGMODEL_JOURNAL": str(path)}
         command = [str(path) if word == "JOURNAL" else word for word in command]
         with self.log.open("ab") as log:
             return supervise(command, path, seconds=seconds, stall=stall, log=log, env=env, tick=self.tick)
+
+    def journal(self, name: str) -> Path:
+        return self.context.work / f"{self.name}-{name}.jsonl"
 
     @property
     def log(self) -> Path:
@@ -91,10 +113,17 @@ def build(work: Work, seconds: float) -> str | None:
     return work.supervise(command, seconds, env, "build", STALL["build"])
 
 
+def cuda_tests() -> list[str]:
+    """pytest's arguments for every test marked cuda; collecting the other files would take most of its start."""
+    marked = re.compile(r"\bmark\.cuda\b|def test_\w+\([^)]*\bdevice\b")  # itself, or by the fixture `device`
+    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if marked.search(path.read_text()))
+    return [*map(str, files), "-m", "cuda"]
+
+
 def test(work: Work, seconds: float) -> str | None:
     context = work.context
     if "pytest" in context.machine.missing:
-        return "pytest is not installed"
+        raise Skipped("pytest is not installed")
     command = [sys.executable, "-m", "pytest", "-p", "gpu.pytest_journal", "-q", "--continue-on-collection-errors"]
     command += ["-p", "no:cacheprovider", *context.tests]
     shards = max(min(MOST_SHARDS, len(os.sched_getaffinity(0)) // 2), 1)
@@ -120,7 +149,7 @@ def bench(work: Work, seconds: float) -> str | None:
 def model(work: Work, seconds: float) -> str | None:
     context = work.context
     if "transformers" in context.machine.missing:
-        return "transformers is not installed"
+        raise Skipped("transformers is not installed")
     command = [sys.executable, "-m", "bigmodel.benchmarks.model", "--device", context.machine.device]
     command += ["--seconds", f"{seconds:.1f}", "--journal", "JOURNAL"]
     env = context.environment(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
@@ -130,7 +159,7 @@ def model(work: Work, seconds: float) -> str | None:
 def sanitize(work: Work, seconds: float) -> str | None:
     context, tool_path = work.context, machine.sanitizer()
     if tool_path is None:
-        return "compute-sanitizer is neither on PATH nor beside nvcc"
+        raise Skipped("compute-sanitizer is neither on PATH nor beside nvcc")
     # Every allocation its own, so that an access beyond it is seen.
     env = context.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     until = time.monotonic() + seconds  # its start, long under a tool, counts; a tool that is killed has no summary
@@ -146,11 +175,33 @@ def sanitize(work: Work, seconds: float) -> str | None:
         return work.supervise([*command, "--journal", "JOURNAL"], seconds, env, tool, STALL["sanitize"])
 
     # Side by side: most of a tool's time is the start of a process that it watches.
-    with ThreadPoolExecutor(len(TOOLS)) as pool:
-        return next((ending for ending in pool.map(run, TOOLS) if ending), None)
+    endings: dict[str, str | None] = {}
+    refused: dict[str, dict[str, Any]] = {}
+    try:
+        with ThreadPoolExecutor(len(TOOLS)) as pool:
+            endings.update(zip(TOOLS, pool.map(run, TOOLS), strict=True))
+    finally:  # what a tool found stays with the items that it watched, also where the run is stopped
+        found = sanitizer_findings(context.work)
+        for tool, ending in endings.items():
+            if ending and not read(work.journal(tool)).plan:  # it could not even begin
+                refused[tool] = {"errors": 0, "words": [], "skipped": (found.pop(tool, {}).get("words") or [ending])[0]}
+        work.tools |= {tool: _together(work.tools.get(tool), each) for tool, each in found.items()}
+    if len(refused) == len(TOOLS):
+        raise Skipped("compute-sanitizer cannot watch this device: " + refused[TOOLS[0]]["skipped"])
+    work.tools = refused | work.tools
+    return next((ending for tool, ending in endings.items() if ending and tool not in refused), None)
 
 
-def sanitizer_findings(folder: Path) -> dict[str, dict]:
+def _together(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """A tool's findings in a run that was cut off, which has no summary, and in the one that went on."""
+    if before is None:
+        return now
+    known = before["errors"] is not None or not before["words"]
+    errors = (before["errors"] or 0) + now["errors"] if known and now["errors"] is not None else None
+    return {"errors": errors, "words": before["words"] + now["words"]}
+
+
+def sanitizer_findings(folder: Path) -> dict[str, dict[str, Any]]:
     """What compute-sanitizer wrote, by tool: its errors, or None where it never came to its summary, and its words."""
     found = {}
     for tool in TOOLS:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from gpu.record import DONE, Record
+from gpu.record import DONE, SKIPPED, Record
 
 
 def passed(stage: Mapping) -> bool:
-    """Whether a stage is done and found nothing wrong."""
+    """Whether a stage is done, or skipped for what the machine lacks, and found nothing wrong."""
     outcomes = _outcomes(stage)
     errors = [tool["errors"] for tool in stage.get("tools", {}).values()]
-    return stage.get("state") == DONE and not stage["errors"] and not outcomes["failed"] and not any(
+    return stage.get("state") in (DONE, SKIPPED) and not stage["errors"] and not outcomes["failed"] and not any(
         count is None or count > 0 for count in errors
     )  # fmt: skip
 
@@ -23,9 +23,9 @@ def line(stage: Mapping) -> str:
     outcomes = _outcomes(stage)
     if outcomes:
         parts += [f"{count} {outcome}" for outcome, count in sorted(outcomes.items())]
-    else:
+    elif stage["plan"]:
         parts.append(f"{len(stage['done'])} of {len(stage['plan'])}")
-    parts += [f"{tool}: {found['errors']} errors" for tool, found in stage.get("tools", {}).items()]
+    parts += [f"{tool}: {_verdict(found)}" for tool, found in stage.get("tools", {}).items()]
     parts += [f"{len(stage['errors'])} broke off"] if stage["errors"] else []
     return ", ".join(parts + ([f"{len(stage['left'])} left"] if stage["left"] else []))
 
@@ -48,6 +48,10 @@ def summary(record: Record) -> str:
         lines += [f"    {text[:300]}" for text in wrong[:10]]
         lines += [f"    ... and {len(wrong) - 10} more"] if len(wrong) > 10 else []
     return "\n".join(lines)
+
+
+def _verdict(found: Mapping) -> str:
+    return f"skipped ({found['skipped']})" if "skipped" in found else f"{found['errors']} errors"
 
 
 def _outcomes(stage: Mapping) -> Counter[str]:

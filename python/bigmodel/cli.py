@@ -37,7 +37,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(action=_info)
 
-    command = commands.add_parser("bench", help="time the ops against stock torch, torch.compile and a copy")
+    command = commands.add_parser(
+        "bench",
+        help="time the ops against stock torch, torch.compile and a copy",
+        epilog="exit status: 0 measured; 1 a case failed, or a file cannot be read or written; 2 wrong arguments",
+    )
     command.add_argument(
         "group",
         nargs="?",
@@ -102,15 +106,13 @@ def _bench_groups(arguments: argparse.Namespace) -> int | None:
     if arguments.all:
         _refuse(arguments, "--all", "group")
     if arguments.stop_after is not None and not arguments.stop_after > 0:
-        raise ValueError(f"--stop-after is {arguments.stop_after:g}, it must be positive.")
-    for path in (arguments.json, arguments.plot, arguments.report):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"the folder of {path} does not exist.")
-    if arguments.plot is not None:
-        plot.require_matplotlib()
+        raise _wrong(f"--stop-after is {arguments.stop_after:g}, it must be positive.")
+    _check_folders(arguments)
     overview = arguments.group is None and not arguments.all
     if overview and arguments.plot is not None:
-        raise ValueError("--plot draws row lengths: name a group, or give --all.")
+        raise _wrong("--plot draws row lengths: name a group, or give --all.")
+    if arguments.plot is not None:
+        plot.require_matplotlib()
     reports = run.run_groups(
         GROUPS if overview else run.ALL if arguments.all else [arguments.group],
         device=arguments.device,
@@ -129,12 +131,23 @@ def _bench_groups(arguments: argparse.Namespace) -> int | None:
     return 1 if any(each.failed for each in reports) else None
 
 
+def _wrong(text: str) -> argparse.ArgumentError:
+    """What gives exit status 2."""
+    return argparse.ArgumentError(None, text)
+
+
 def _refuse(arguments: argparse.Namespace, what: str, *names: str) -> None:
-    """ValueError for each argument of `names` that was given, since `what` would ignore it."""
+    """A wrong argument for each of `names` that was given, since `what` would ignore it."""
     for name in names:
         if getattr(arguments, name) not in (None, False):
             shown = "group" if name == "group" else f"--{name.replace('_', '-')}"
-            raise ValueError(f"{what} takes no {shown}.")
+            raise _wrong(f"{what} takes no {shown}.")
+
+
+def _check_folders(arguments: argparse.Namespace) -> None:
+    for path in (arguments.json, arguments.plot, arguments.report):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise _wrong(f"the folder of {path} does not exist.")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -148,6 +161,7 @@ def _throughput(arguments: argparse.Namespace) -> None:
     from bigmodel.benchmarks import throughput
 
     _refuse(arguments, "--throughput", "group", "all", "compare", "plot", "report", "size", "stop_after")
+    _check_folders(arguments)
     points = throughput.measure(arguments.device, quick=arguments.quick)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"throughput": points}, indent=1) + "\n")
@@ -161,8 +175,7 @@ def _bench_plan(arguments: argparse.Namespace) -> None:
     sizes = arguments.size or planner.SIZES
     for size in sizes:
         if size not in planner.SIZES:
-            raise ValueError(f"--size {size} is none of {', '.join(planner.SIZES)}.")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise ValueError(f"the folder of {arguments.json} does not exist.")
+            raise _wrong(f"--size {size} is none of {', '.join(planner.SIZES)}.")
+    _check_folders(arguments)
     stop = float("inf") if arguments.stop_after is None else arguments.stop_after
     print(planner.run(quick=arguments.quick, path=arguments.json, sizes=sizes, stop_after=stop))

@@ -5,7 +5,7 @@ Bytes that must move per parameter, each stream once:
     step        28   param, exp_avg, exp_avg_sq read and written, grad read
     clip + EMA  40   the step, the gradient once more for the norm, the average read and written
     8-bit       16   param read and written, grad read, one byte for each state read and written (scales: 0.06 more)
-    masters     26   master, exp_avg, exp_avg_sq read and written, bfloat16 grad read, bfloat16 param written
+    masters     26   master, exp_avg, exp_avg_sq read and written, 16-bit grad read, 16-bit param written
 
 In "step" every contender has memory of its own, as a user gets it. Where memory lies moves a step of 50 M by tens of
 per cent, so "step in place" has them take turns on the very same parameters, gradients and moments, and there kernels
@@ -101,8 +101,8 @@ class _Shared:
         return _updates.step(optimizer.step, self.params)
 
 
-def _ours(mode: str, params: list[Parameter]) -> Contender:
-    optimizer = optim.AdamW(params, **OPTIONS, **OURS_OPTIONS[mode])
+def _ours(mode: str, params: list[Parameter], options: dict[str, Any]) -> Contender:
+    optimizer = optim.AdamW(params, **options, **OURS_OPTIONS[mode])
     if mode != CLIP_EMA:
         return _updates.step(optimizer.step, params)
 
@@ -113,30 +113,30 @@ def _ours(mode: str, params: list[Parameter]) -> Contender:
     return Contender(call)
 
 
-def _peer(name: str, mode: str, params: list[Parameter]) -> Contender:
+def _peer(name: str, mode: str, params: list[Parameter], options: dict[str, Any]) -> Contender:
     if name == "bitsandbytes":
         from bitsandbytes import optim as peer
 
-        optimizer = (peer.AdamW8bit if mode == EIGHT_BIT else peer.AdamW32bit)(params, **OPTIONS)
+        optimizer = (peer.AdamW8bit if mode == EIGHT_BIT else peer.AdamW32bit)(params, **options)
     elif name == "deepspeed":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        optimizer = DeepSpeedCPUAdam(params, **OPTIONS)
+        optimizer = DeepSpeedCPUAdam(params, **options)
     elif name == "apex":
         from apex.optimizers import FusedAdam
 
-        optimizer = FusedAdam(params, **OPTIONS)
+        optimizer = FusedAdam(params, **options)
     else:
         from transformer_engine.pytorch.optimizers import FusedAdam
 
-        optimizer = FusedAdam(params, **OPTIONS)
+        optimizer = FusedAdam(params, **options)
     return _updates.step(optimizer.step, params)
 
 
-def _stock(name: str, params: list[Parameter]) -> Contender:
+def _stock(name: str, params: list[Parameter], options: dict[str, Any]) -> Contender:
     if name != "compile":
         flags: dict[str, Any] = {name: True}
-        return _updates.step(torch.optim.AdamW(params, **OPTIONS, **flags).step, params)
+        return _updates.step(torch.optim.AdamW(params, **options, **flags).step, params)
     torch.compiler.reset()
     optimizer = torch.optim.AdamW(params, **OPTIONS, capturable=True)
     return _updates.step(torch.compile(optimizer.step, fullgraph=False), params)
@@ -184,15 +184,17 @@ def _touch(shared: _Shared, expected: list[Tensor]) -> Contender:
     return _updates.step(call, expected, steps)
 
 
-def _make(mode: str, values: list[Tensor], grads: list[Tensor], name: str) -> Contender:
+def _make(mode: str, values: list[Tensor], grads: list[Tensor], options: dict[str, Any], name: str) -> Contender:
     params = _updates.parameters(values, grads)
     if name == OURS:
-        return _ours(mode, params)
+        return _ours(mode, params, options)
     if name == BY_HAND:
         return _copies_by_hand(params)
     if mode == CLIP_EMA:
         return _stock_clip_ema(params)
-    return _stock(name, params) if name in (FUSED, FOREACH, "compile") else _peer(name, mode, params)
+    if name in (FUSED, FOREACH, "compile"):
+        return _stock(name, params, options)
+    return _peer(name, mode, params, options)
 
 
 # --- workloads --------------------------------------------------------------------------------------------------------
@@ -212,15 +214,19 @@ def _expected(mode: str, values: list[Tensor], grads: list[Tensor]) -> list[Tens
     return expected
 
 
-def _build(mode: str, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> Workload:
+def _build(
+    mode: str, dtype: torch.dtype, shape: tuple[int, int], options: dict[str, Any], device: torch.device
+) -> Workload:
     values, grads = _updates.normal(shape, dtype, device), _updates.normal(shape, dtype, device, seed=1)
     expected = _expected(mode, values, grads)
     if mode == IN_PLACE:
         return Workload(partial(_Shared(values, grads).contender, expected=expected), expected)
-    return Workload(partial(_make, mode, values, grads), expected)
+    return Workload(partial(_make, mode, values, grads, options), expected)
 
 
 def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) -> Case:
+    launch_bound = shape == _updates.MANY
+    options = OPTIONS | ({"capturable": True} if launch_bound and device == "cuda" else {})  # as a graph needs it
     return Case(
         op="adamw",
         mode=mode,
@@ -228,8 +234,8 @@ def _case(device: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) ->
         shape=shape,
         bytes=BYTES[mode] * shape[0] * shape[1],
         contenders=_contenders(mode, device, shape),
-        build=partial(_build, mode, dtype, shape),
-        launch_bound=shape == _updates.MANY,
+        build=partial(_build, mode, dtype, shape, options),
+        launch_bound=launch_bound,
     )
 
 
@@ -248,6 +254,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
             (EIGHT_BIT, torch.float32, large),
             (MASTERS, torch.bfloat16, large),
         ]
+        chosen += [(MASTERS, torch.float16, large)] if device == "cuda" else []
     return [_case(device, *which) for which in chosen]
 
 

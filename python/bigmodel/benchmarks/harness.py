@@ -28,6 +28,8 @@ import torch
 
 OURS = "bigmodel"
 COPY = "copy"
+FLOATS = (torch.float32, torch.bfloat16)  # in every case and over row lengths
+FURTHER = (torch.float16, torch.float64)  # at one row length
 
 # Allowed max |got - float64| over max |float64|: some roundings of the dtype, and the summation error of stock torch.
 # It tells a wrong result from a right one; accuracy itself is what the tests measure.
@@ -221,8 +223,9 @@ class CpuTimer:
 class CudaTimer:
     """Device time between two events; nothing in between waits for the device.
 
-    Before each call the L2 cache is flushed, and the device spins for as long as the host needs to enqueue the call, so
-    that no gap between launches is timed. Launch-bound calls replay a CUDA graph. The copy is timed in the same way.
+    Before each call the L2 cache is filled with lines that are only read, so that no line is left in it whose writing
+    back would be timed, and the device spins for as long as the host needs to enqueue the call, so that no gap between
+    launches is. Launch-bound calls replay a CUDA graph. The copy is timed in the same way.
     """
 
     max_calls = 10  # every call has its own pair of events, and a flush that outlasts it
@@ -230,7 +233,7 @@ class CudaTimer:
     def __init__(self, device: torch.device):
         self.device = device
         self.late = 0
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
+        self._flush = torch.zeros(FLUSH_BYTES // 4, device=device)
 
     def ready(self, contender: Contender, launch_bound: bool) -> Contender:
         # A prepared contender keeps autograd state from outside the call, which a captured graph would not renew.
@@ -278,7 +281,7 @@ class CudaTimer:
         for _ in range(calls):
             contender.reset()
             torch.cuda._sleep(int(contender.lead * CYCLES_PER_SECOND))
-            self._flush.zero_()
+            self._flush.sum()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             contender.call()

@@ -7,7 +7,8 @@ The working process plans its items and journals each one, a JSON object a line:
     {"end": item, ...}       with what was found, or with "error"
 
 `supervise` starts that process again after a crash or a hang, which become the error of the item that was being worked
-on. Imports the standard library alone: it also serves before anything is built.
+on; where the supervising process is gone, the working one ends too, with all that it started. Imports the standard
+library alone: it also serves before anything is built.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from typing import IO, Any
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # for the item in hand when the time is up
 MAX_STARTS = 25
+SUPERVISOR = "BIGMODEL_SUPERVISOR"  # in a worker's environment: the process that it belongs to
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Journal:
     """A journal to write to; what an earlier process wrote stays, and its items are `known`."""
 
     def __init__(self, path: Path):
+        if SUPERVISOR in os.environ:
+            threading.Thread(target=_end_with, args=(int(os.environ[SUPERVISOR]),), daemon=True).start()
         self.path = path
         self.known = read(path)
 
@@ -126,9 +131,13 @@ def supervise(
     deadline = time.monotonic() + seconds + GRACE_SECONDS
     for _ in range(MAX_STARTS):
         before = read(path)
-        # A group of its own, so that what it starts ends with it; not a session, which would outlive this process's.
+        # In a process group of its own, so that what it starts ends with it.
         process = subprocess.Popen(
-            command, stdout=log, stderr=None if log is None else subprocess.STDOUT, env=env, preexec_fn=os.setpgrp
+            command,
+            stdout=log,
+            stderr=None if log is None else subprocess.STDOUT,
+            env={**(os.environ if env is None else env), SUPERVISOR: str(os.getpid())},
+            start_new_session=True,
         )
         try:
             verdict = _watch(process, path, deadline, stall, tick)
@@ -166,6 +175,22 @@ def _watch(
         if now - since > stall:
             return "stall"
     return None
+
+
+def _end_with(supervisor: int) -> None:
+    """Kills this process's group once the supervisor is gone, who may be its parent's parent, under a tool."""
+    while _lives(supervisor):
+        time.sleep(1.0)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no zombie, as one is that was killed and whose own parent has not noticed."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -1,6 +1,7 @@
 """Cases of the norm row: the public functions as a training step calls them, and the kernels alone.
 
-Bytes that must move, each tensor once, for rows x cols elements of s bytes (statistics are float32):
+Bytes that must move, each tensor once, for rows x cols elements of s bytes (statistics are float32, 4 bytes, and 8 for
+float64):
 
     forward             rows * cols * 2s  input, out              + cols * s  weight (layer_norm: and bias)
     saved for backward  rows * 4  rstd (layer_norm: and mean), written by the forward, read by the backward
@@ -13,7 +14,7 @@ input and residual have one gradient, counted once; autograd's own copy of it in
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -26,13 +27,12 @@ from bigmodel import _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.benchmarks import contenders
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal
-from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, Workload
+from bigmodel.benchmarks.harness import COPY, FLOATS, FURTHER, OURS, Case, Contender, Workload
 
 EPS = 1e-5
 LARGE, SMALL, TINY = (8192, 4096), (64, 4096), (1, 64)
 SWEEP_LENGTHS = tuple(2**k for k in range(8, 17))
 SWEEP_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}  # beyond the L2 cache of either: 32 MB and 512 MB in float32
-FLOATS = (torch.float32, torch.bfloat16)
 OPS = ("rms_norm", "layer_norm", "add_rms_norm")
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 FORWARD_KERNEL, BACKWARD_KERNEL = "forward kernel", "backward kernel"
@@ -42,7 +42,8 @@ def bytes_moved(op: str, mode: str, dtype: torch.dtype, shape: tuple[int, int]) 
     """The bytes of the table above."""
     rows, cols = shape
     matrix, vector = rows * cols * dtype.itemsize, cols * dtype.itemsize
-    affine, statistics = (2, 8 * rows) if op == "layer_norm" else (1, 4 * rows)
+    affine = 2 if op == "layer_norm" else 1
+    statistics = affine * rows * max(dtype.itemsize, 4)
     residual = op == "add_rms_norm"
     forward = matrix * (4 if residual else 2) + vector * affine
     backward = matrix * (4 if residual else 3) + vector * (1 + affine) + statistics
@@ -200,11 +201,12 @@ class _Tensors:
         )
 
     def statistics(self) -> tuple[Tensor | None, Tensor]:
-        """float32 mean (layer_norm only) and rstd of the rows, as a forward saves them."""
+        """mean (layer_norm only) and rstd of the rows, as a forward saves them: float32, float64 for float64."""
+        wide = torch.promote_types(self.x.dtype, torch.float32)
         x = self.x.double() if self.residual is None else self.x.double() + self.residual
         if self.op == "layer_norm":
-            return x.mean(-1).float(), (x.var(-1, correction=0) + EPS).rsqrt().float()
-        return None, (x.square().mean(-1) + EPS).rsqrt().float()
+            return x.mean(-1).to(wide), (x.var(-1, correction=0) + EPS).rsqrt().to(wide)
+        return None, (x.square().mean(-1) + EPS).rsqrt().to(wide)
 
 
 def _present(*tensors: Tensor | None) -> list[Tensor]:
@@ -266,7 +268,7 @@ def _backward_kernel(t: _Tensors) -> Contender:
     native = _registry.native(t.x)
     rows, cols = t.shape
     blocks = native.norm_backward_blocks(rows, cols, _registry.place(t.x)[0])
-    partials = torch.zeros(blocks, 2, cols, device=t.x.device)
+    partials = torch.zeros(blocks, 2, cols, dtype=rstd.dtype, device=t.x.device)
     grad_x, grad_weight = torch.zeros_like(t.x), torch.zeros_like(t.weight)
     grad_bias = None if t.bias is None else torch.zeros_like(t.bias)
     addresses = (
@@ -304,7 +306,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
         chosen += [(op, mode, torch.float32, TINY) for op in ("layer_norm", "rms_norm") for mode in (FORWARD, BOTH)]
     result = [_case(device, *which) for which in chosen]
     if sweep:
-        result += [_case(device, *which, sweep=True) for which in _sweep(device)]
+        result += [_case(device, *which, sweep=True) for which in _sweep(device) + _sweep(device, FURTHER, [4096])]
     return result
 
 
@@ -322,13 +324,15 @@ def _case(device: str, op: str, mode: str, dtype: torch.dtype, shape: tuple[int,
     )
 
 
-def _sweep(device: str) -> list[tuple[str, str, torch.dtype, tuple[int, int]]]:
+def _sweep(
+    device: str, dtypes: Sequence[torch.dtype] = FLOATS, lengths: Sequence[int] = SWEEP_LENGTHS
+) -> list[tuple[str, str, torch.dtype, tuple[int, int]]]:
     modes = (BOTH,) if device == "cpu" else (FORWARD, BACKWARD)
-    shapes = [(SWEEP_ELEMENTS[device] // cols, cols) for cols in SWEEP_LENGTHS]
+    shapes = [(SWEEP_ELEMENTS[device] // cols, cols) for cols in lengths]
     return [
         (op, mode, dtype, shape)
         for op in ("rms_norm", "layer_norm")
-        for dtype in FLOATS
+        for dtype in dtypes
         for mode in modes
         for shape in shapes
     ]

@@ -106,11 +106,11 @@ def _dots(rows: Sequence[Measurement]) -> str:
 
 
 def _curves(rows: Sequence[Measurement]) -> Iterable[str]:
-    """A chart for each op, mode and dtype: GB/s over row length."""
+    """A chart for each op, mode and dtype that has two row lengths: GB/s over row length."""
     panels: dict[str, list[Measurement]] = {}
     for row in rows:
         panels.setdefault(f"{row.op} {row.mode} {row.dtype}", []).append(row)
-    return [_panel(title, panel) for title, panel in panels.items()]
+    return [_panel(title, panel) for title, panel in panels.items() if len(panel) > 1]
 
 
 def _panel(title: str, rows: Sequence[Measurement]) -> str:

@@ -18,7 +18,8 @@ STOCK = ("stock", "fused", "foreach", "copies by hand", "eager")  # the first th
 METHOD = (
     "Median (least to greatest) over rounds that run every contender once, in changing order, in one process. "
     "GB/s: the bytes that must move, each tensor once, over the time. Of copy: the share of the bandwidth of a copy "
-    "of as many bytes, timed in the same rounds. x: that contender's time over bigmodel's."
+    "of as many bytes, timed in the same rounds; what fits a CPU's caches stays in them, and may be far above 100 %. "
+    "x: that contender's time over bigmodel's."
 )
 
 

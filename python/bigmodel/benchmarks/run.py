@@ -19,7 +19,7 @@ import torch
 from bigmodel import info
 from bigmodel.benchmarks import load_group
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, judge
-from bigmodel.benchmarks.harness import FULL, FULL_CUDA, QUICK, Case, Measurement, in_a_line, measure, timer_for
+from bigmodel.benchmarks.harness import FLOATS, FULL, FULL_CUDA, QUICK, Case, Measurement, in_a_line, measure, timer_for
 from bigmodel.benchmarks.journal import Journal, Progress, read
 from bigmodel.benchmarks.report import Report
 
@@ -203,15 +203,18 @@ def telling_first(cases: Mapping[str, Case]) -> list[str]:
 
     The groups take turns; in each, so do the series of one op, mode and dtype. Two points over row lengths, by which
     the goals on CUDA are judged, come for each line of the table. Such a series begins in its middle, then come the
-    middles of its halves; a series of the table goes as it is listed.
+    middles of its halves; the dtypes that only show that they run come after the first two turns of the others. A
+    series of the table goes as it is listed.
     """
-    groups: dict[str, tuple[dict, dict]] = {}
+    groups: dict[str, tuple[dict, dict, dict]] = {}
     for item, case in cases.items():
-        lines, points = groups.setdefault(item.split(":")[0], ({}, {}))
-        (points if case.sweep else lines).setdefault((case.op, case.mode, case.dtype), []).append(item)
+        lines, points, further = groups.setdefault(item.split(":")[0], ({}, {}, {}))
+        series = lines if not case.sweep else points if case.dtype in FLOATS else further
+        series.setdefault((case.op, case.mode, case.dtype), []).append(item)
     orders = []
-    for lines, points in groups.values():
+    for lines, points, further in groups.values():
         swept = _in_turns([items[index] for index in halving(len(items))] for items in points.values())
+        swept[2 * len(points) : 2 * len(points)] = _in_turns(further.values())
         orders.append(_in_turns([swept[::2], swept[1::2], _in_turns(lines.values())]))
     return _in_turns(orders)
 
@@ -234,9 +237,19 @@ def halving(count: int) -> Iterator[int]:
 def _progress(items: Sequence[Item], label: str) -> Iterable[Item]:
     try:
         from tqdm import tqdm
-    except ImportError:  # comes with bigmodel[bench]; the figures do not need it
-        return items
+    except ImportError:  # comes with bigmodel[bench]
+        return _counted(items, label) if sys.stderr.isatty() else items
     return tqdm(items, desc=label, unit="case", disable=None)
+
+
+def _counted(items: Sequence[Item], label: str) -> Iterator[Item]:
+    """The items, and one line on stderr that says how many are done."""
+    try:
+        for index, item in enumerate(items):
+            print(f"\r{label}: {index}/{len(items)} cases", end="", file=sys.stderr, flush=True)
+            yield item
+    finally:
+        print(file=sys.stderr)
 
 
 def commit() -> str | None:

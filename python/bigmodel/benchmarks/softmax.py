@@ -12,7 +12,7 @@ below the diagonal in a causal case (f = 1 elsewhere: where a padding mask ends 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,7 @@ from bigmodel import _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.benchmarks import contenders
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, HUGE_PAGES, Goal
-from bigmodel.benchmarks.harness import COPY, OURS, Case, Contender, Workload
+from bigmodel.benchmarks.harness import COPY, FLOATS, FURTHER, OURS, Case, Contender, Workload
 
 PLAIN, COLUMNS, CAUSAL, PADDED = "softmax", "column_softmax", "causal_softmax", "padded_softmax"
 UNMASKED = (PLAIN, COLUMNS)
@@ -32,7 +32,6 @@ SHORT_KEYS, LONG_KEYS = (32768, 512), (8192, 2048)  # 64 and 4 matrices
 SWEEP_LENGTHS = tuple(2**k for k in range(8, 17))
 MOST_KEYS_OF_A_GOAL = 2**15
 SWEEP_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}  # beyond the L2 cache of either: 32 MB and 512 MB in float32
-FLOATS = (torch.float32, torch.bfloat16)
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 FORWARD_KERNEL, BACKWARD_KERNEL = "forward kernel", "backward kernel"
 MODES = (FORWARD, BOTH)
@@ -216,7 +215,7 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
         ]
     result = [_case(device, *which) for which in chosen]
     if sweep:
-        result += [_case(device, *which, sweep=True) for which in _sweep(device)]
+        result += [_case(device, *which, sweep=True) for which in _sweep(device) + _sweep(device, FURTHER, [4096])]
     return result
 
 
@@ -234,10 +233,12 @@ def _case(device: str, op: str, mode: str, dtype: torch.dtype, shape: tuple[int,
     )
 
 
-def _sweep(device: str) -> list[tuple[str, str, torch.dtype, tuple[int, int]]]:
+def _sweep(
+    device: str, dtypes: Sequence[torch.dtype] = FLOATS, lengths: Sequence[int] = SWEEP_LENGTHS
+) -> list[tuple[str, str, torch.dtype, tuple[int, int]]]:
     modes = (BOTH,) if device == "cpu" else (FORWARD, BACKWARD)
-    shapes = [(SWEEP_ELEMENTS[device] // keys, keys) for keys in SWEEP_LENGTHS]
-    return [(PLAIN, mode, dtype, shape) for dtype in FLOATS for mode in modes for shape in shapes]
+    shapes = [(SWEEP_ELEMENTS[device] // keys, keys) for keys in lengths]
+    return [(PLAIN, mode, dtype, shape) for dtype in dtypes for mode in modes for shape in shapes]
 
 
 def goals(device: str) -> list[Goal]:
