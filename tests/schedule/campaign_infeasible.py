@@ -100,7 +100,7 @@ def plant_week(seed: int) -> tuple[Problem, str, str]:
     if cause in ("crowded deadline", "capacity"):
         # Three jobs want half a pool each by the same time, or for most of the week.
         due = rng.randint(24, 96) if cause == "crowded deadline" else None
-        half = int(problem.count[problem.pool_index(pool.name)].min()) // 2
+        half = int(problem.count[problem.pool_index(pool.name)].max()) // 2
         work = 3600.0 * half * 0.85 * (due or problem.slots)
         points = (Rate(pool=pool.name, devices=half, rate=float(half)),)
         crowd = [Job(name=f"crowd-{i}", work=work, deadline=due, throughput=points) for i in range(3)]

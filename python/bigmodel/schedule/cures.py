@@ -10,12 +10,13 @@ from itertools import combinations
 from bigmodel.schedule import explain
 from bigmodel.schedule.errors import Infeasible
 from bigmodel.schedule.explain import Cause
-from bigmodel.schedule.loose import feasible, stretches
+from bigmodel.schedule.loose import feasible, keeps, stretches
 from bigmodel.schedule.problem import Problem
 from bigmodel.schedule.stretch import FAMILIES, Change, Money, made
 from bigmodel.schedule.worker import Lost
 
 _MOST = 3  # suggestions
+_SEARCH = 0.75  # of the time that is left: most for the sets of one family, then for those of two, then for all
 _PROBE = 2.0  # seconds for one smaller change
 
 
@@ -40,7 +41,7 @@ def infeasible(problem: Problem, causes: Sequence[Cause], end: float) -> Infeasi
     try:
         _find(problem, causes, end, cures)
         for index, cure in enumerate(cures):
-            _shrink(problem, causes, cure, _share(end, len(cures) - index))
+            _shrink(problem, causes, cure, _share(end, 1 / (len(cures) - index)))
     except (KeyboardInterrupt, Lost):
         pass
     cures.sort(key=lambda cure: cure.size(problem))
@@ -62,17 +63,18 @@ def _compared(problem: Problem, causes: Sequence[Cause], cures: list[_Cure]) -> 
     return told
 
 
-def _share(end: float, parts: float) -> float:
+def _share(end: float, share: float) -> float:
     now = time.monotonic()
-    return now + (end - now) / parts
+    return now + (end - now) * share
 
 
 def _find(problem: Problem, causes: Sequence[Cause], end: float, cures: list[_Cure]) -> None:
     """A cure of each family; or, if none is there, of the sets of two, or of all."""
     for size in range(1, len(FAMILIES) + 1):
         sets = [some for some in combinations(FAMILIES, size) if all(cause.families & {*some} for cause in causes)]
+        until = _share(end, _SEARCH)
         for index, families in enumerate(sets):
-            changes = _first(problem, causes, families, _share(end, len(sets) - index + 1))
+            changes = _first(problem, causes, families, _share(until, 1 / (len(sets) - index)))
             if changes:
                 cures.append(_Cure(families, changes))
         if cures:
@@ -80,14 +82,19 @@ def _find(problem: Problem, causes: Sequence[Cause], end: float, cures: list[_Cu
 
 
 def _first(problem: Problem, causes: Sequence[Cause], families: tuple[str, ...], end: float) -> list[Change]:
+    """Changes that give a plan: solved again as they are, or else a little larger; of the latter, if time is short, the
+    plan that they were read from is one."""
     least = [cause.least for cause in causes if cause.least is not None and cause.least.family in families]
-    if len(least) == len(causes) and feasible(made(problem, least), _share(end, 3)):
+    if len(least) == len(causes) and feasible(made(problem, least), _share(end, 0.3)):
         return least
-    tight = stretches(problem, families, _share(end, 3))
-    for changes, share in ((tight, 1.5), ([change.roomier(problem) for change in tight], 1.0)):
-        if changes and feasible(made(problem, changes), _share(end, share)):
+    tight, plan = stretches(problem, families, _share(end, 0.6))
+    if plan is None:
+        return []
+    roomy = [change.roomier(problem) for change in tight]
+    for changes, share in ((tight, 0.7), (roomy, 1.0)):
+        if feasible(made(problem, changes), _share(end, share)):
             return changes
-    return []
+    return roomy if keeps(made(problem, roomy), plan) else []
 
 
 def _shrink(problem: Problem, causes: Sequence[Cause], cure: _Cure, end: float) -> None:

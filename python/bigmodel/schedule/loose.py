@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,13 @@ import numpy as np
 from bigmodel.schedule import explain, mip, rules
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.construct import construct
+from bigmodel.schedule.improve import thrifty
 from bigmodel.schedule.instance import Instance, build, stage_for
 from bigmodel.schedule.model import Elastic, Model
 from bigmodel.schedule.problem import Problem
 from bigmodel.schedule.search import Search, TimeUp
 from bigmodel.schedule.state import State, cheapest
-from bigmodel.schedule.stretch import Change, loosened, needed
+from bigmodel.schedule.stretch import Change, loosened, made, needed
 from bigmodel.schedule.worker import shared
 
 _MODEL = 3000  # columns up to which the elastic programme is solved: it answers within seconds
@@ -38,31 +40,44 @@ def feasible(problem: Problem, end: float) -> bool:
         if found is None:
             return False
         state = State.holding(inst, found)
-    return not rules.check(problem, rules.trimmed(problem, state.allocation())).violations
+    return _kept(problem, state) is not None
 
 
-def stretches(problem: Problem, families: tuple[str, ...], end: float) -> list[Change]:
-    """Changes of these families that give a plan, as small as could be found; none where none was found."""
+def stretches(problem: Problem, families: tuple[str, ...], end: float) -> tuple[list[Change], np.ndarray | None]:
+    """Changes of these families, as small as could be found, and a plan of the problem with them; none if none was."""
     if "budgets" in families and not rules.budgets(problem):
-        return []
+        return [], None
     loose = loosened(problem, families)
     if explain.necessary(loose):
-        return []
-    state = _programme(problem, families, time.monotonic() + 0.5 * (end - time.monotonic()))
+        return [], None
+    half = time.monotonic() + 0.5 * (end - time.monotonic())
+    state = _programme(problem, families, half)
     allocation = None if state is None else _kept(loose, state)
     if allocation is None:
         inst = build(loose, stage_for(loose, _weights(problem, families)))
-        state = _squeezed(problem, inst, end) if "capacity" in families else _searched(inst, end)
+        if "capacity" in families:
+            state = _squeezed(problem, inst, end)
+        else:
+            thrift = families == ("budgets",) and any(len(b.members) < len(inst.jobs) for b in rules.budgets(problem))
+            state = _searched(inst, half if thrift else end)
+            state = _thrifty(problem, state, end) if thrift and state is not None else state
         allocation = None if state is None else _kept(loose, state)
-    return [] if allocation is None else needed(problem, rules.check(loose, allocation), allocation)
+    if allocation is None:
+        return [], None
+    changes = needed(problem, rules.check(loose, allocation), allocation)
+    return changes, allocation if keeps(made(problem, changes), allocation) else None
+
+
+def keeps(problem: Problem, allocation: np.ndarray) -> bool:
+    return not rules.check(problem, allocation).violations
 
 
 def _kept(problem: Problem, state: State) -> np.ndarray | None:
     allocation = rules.trimmed(problem, state.allocation())
-    return None if rules.check(problem, allocation).violations else allocation
+    return allocation if keeps(problem, allocation) else None
 
 
-def _tick(end: float):
+def _tick(end: float) -> Callable[[], None]:
     def tick() -> None:
         if time.monotonic() > end:
             raise TimeUp
@@ -83,6 +98,15 @@ def _weights(problem: Problem, families: Iterable[str]) -> dict[str, float]:
 def _searched(inst: Instance, end: float) -> State | None:
     found = Search(inst, shared(), end, _GAP).run().best
     return None if found is None else State.holding(inst, found)
+
+
+def _thrifty(problem: Problem, state: State, end: float) -> State:
+    """A search for the least cost of all spares no single job's budget, and no owner's."""
+    inst = build(problem, stage_for(problem, {"cost": 1.0}))
+    state = State.holding(inst, {j: schedule.use for j, schedule in state.schedules.items()})
+    with suppress(TimeUp):
+        thrifty(state, Prices.zero(inst), 0, _tick(end))
+    return state
 
 
 # --- capacity ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from bigmodel.schedule import bounds, mip, path, programmes
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct, rounded
-from bigmodel.schedule.improve import Improver, tidy
+from bigmodel.schedule.improve import Improver, thrifty, tidy
 from bigmodel.schedule.instance import Instance, Limit, build
 from bigmodel.schedule.programmes import Programme
 from bigmodel.schedule.state import State, cheapest
@@ -155,8 +155,12 @@ class Search:
         improver.sweep(self.tick)
         self._offer(state)
         implied = self.inst.stage.implied
-        if self.value == np.inf and implied is not None:
-            self._eased(implied)
+        if self.value == np.inf and improver.score[0] == 0:  # every job has a place, only too dear
+            if implied is not None:
+                self._eased(implied)
+            else:
+                thrifty(state, self.prices, self.seed, self.tick)
+                self._offer(state)
         if self.closed() or self.infeasible:
             return
         if self.bound == -np.inf:  # the relaxation was rough, or cut off
