@@ -166,7 +166,7 @@ def test_one_field_of_the_example_changed(change, suggestion):
     assert len(refused.suggestions) == 1 and re.match(suggestion, refused.suggestions[0])
     assert not any("finetune" in reason for reason in refused.reasons)
     if "budget" in change:
-        assert any("EUR of the budget of 300.00" in reason for reason in refused.reasons)
+        assert any("none within the budget of 300.00" in reason for reason in refused.reasons)
 
 
 def test_a_capacity_that_is_too_small_for_a_week_is_cured():

@@ -58,8 +58,9 @@ def _compared(problem: Problem, causes: Sequence[Cause], cures: list[_Cure]) -> 
     told = []
     for cure in cures:
         if len(cure.changes) == 1 and isinstance(change := cure.changes[0], Money):
-            costs = f"the cheapest plan found needs {change.told()} {problem.currency}"
-            told.append(f"{costs} of the {change.budget(problem).name} of {change.budget(problem).limit:.2f}")
+            budget = change.budget(problem)
+            within = f"plans were found within {change.told()} {problem.currency}"
+            told.append(f"{within}, none within the {budget.name} of {budget.limit:.2f}")
     return told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,9 +27,11 @@ class Cause:
 
 def necessary(problem: Problem) -> list[Cause]:
     """Jobs that fit nowhere, or not in time, or not in their budget; work that is more than all devices can do."""
-    causes = [cause for job in problem.jobs if not rules.may_drop(problem, job) for cause in _alone(problem, job)]
+    jobs = [job for job in problem.jobs if not rules.may_drop(problem, job)]
+    hourly = [[rates.hourly(job, pool) for pool in problem.pools] for job in jobs]
+    causes = [cause for job, rate in zip(jobs, hourly, strict=True) for cause in _alone(problem, job, rate)]
     causes = causes or _chains(problem)
-    return causes or [*_crowded(problem), *_dear(problem)]
+    return causes or [*_crowded(problem, jobs, hourly), *_dear(problem)]
 
 
 def together(problem: Problem) -> Cause:
@@ -43,8 +46,8 @@ def together(problem: Problem) -> Cause:
 # --- one job ----------------------------------------------------------------------------------------------------------
 
 
-def _alone(problem: Problem, job: Job) -> list[Cause]:
-    hourly = [rates.hourly(job, pool) for pool in problem.pools]
+def _alone(problem: Problem, job: Job, hourly: list[dict[int, float]]) -> list[Cause]:
+    """hourly: the job's work per hour by devices, of each pool."""
     most = problem.count[:, problem.now :].max(axis=1)
     there = [{n: r for n, r in h.items() if n <= top} for h, top in zip(hourly, most, strict=True)]
     if not any(hourly):
@@ -87,7 +90,7 @@ def _end(job: Job) -> str:
     return "the horizon's end" if job.soft or job.deadline is None else "its deadline"
 
 
-def _late(problem: Problem, job: Job, text: str, earliest: int, ends) -> Cause:
+def _late(problem: Problem, job: Job, text: str, earliest: int, ends: Callable[[Problem], int]) -> Cause:
     """ends: the slot before which the job ends at the earliest in a problem, for one without capacity's limits."""
     hard = job.deadline is not None and not job.soft
     helps = {"deadlines"} if hard and earliest <= problem.slots else set()
@@ -159,16 +162,14 @@ def _behind(problem: Problem, job: Job, ends: dict[str, int]) -> list[str]:
     return chain
 
 
-def _crowded(problem: Problem) -> list[Cause]:
+def _crowded(problem: Problem, jobs: list[Job], hourly: list[list[dict[int, float]]]) -> list[Cause]:
     """Jobs of the same pools and the same time that need more device-hours than there are."""
-    rows = []
-    for job in problem.jobs:
-        if not rules.may_drop(problem, job):
-            hourly = {p: h for p, pool in enumerate(problem.pools) if (h := rates.hourly(job, pool))}
-            hours = min(n / rate for h in hourly.values() for n, rate in h.items()) * (job.work - job.done)
-            rows.append((job, frozenset(hourly), *problem.window(job), hours))
-    if not rows:
+    if not jobs:
         return []
+    rows = []
+    for job, rate in zip(jobs, hourly, strict=True):
+        hours = min(n / per_hour for h in rate for n, per_hour in h.items()) * (job.work - job.done)
+        rows.append((job, frozenset(p for p, h in enumerate(rate) if h), *problem.window(job), hours))
     starts, first = np.unique([row[2] for row in rows], return_inverse=True)
     ends, last = np.unique([row[3] for row in rows], return_inverse=True)
     for pools in [*dict.fromkeys(row[1] for row in rows), frozenset(range(len(problem.pools)))]:
@@ -181,8 +182,8 @@ def _crowded(problem: Problem) -> list[Cause]:
         short = np.argwhere(need > there * (1 + rules.TOLERANCE) + rules.TOLERANCE)
         if len(short):
             a, z = min(short.tolist(), key=lambda pair: ends[pair[1]] - starts[pair[0]])
-            jobs = [row[0] for row in rows if row[1] <= pools and row[2] >= starts[a] and row[3] <= ends[z]]
-            return [_crowd(problem, jobs, pools, int(starts[a]), int(ends[z]), need[a, z], there[a, z])]
+            within = [row[0] for row in rows if row[1] <= pools and row[2] >= starts[a] and row[3] <= ends[z]]
+            return [_crowd(problem, within, pools, int(starts[a]), int(ends[z]), need[a, z], there[a, z])]
     return []
 
 
@@ -203,6 +204,7 @@ def _dear(problem: Problem) -> list[Cause]:
         least = sum(job.spent for job in jobs)
         least += sum(least_cost(problem, job) for job in jobs if not rules.may_drop(problem, job))
         if budget.job is None and least > budget.limit * (1 + rules.TOLERANCE) + rules.TOLERANCE:
-            over = f"over the {budget.name} of {budget.limit:.2f}"
-            causes.append(Cause(f"the jobs cost at least {least:.2f} {problem.currency}, {over}"))
+            who = "the jobs" if budget.owner is None else f"the jobs of {budget.owner}"
+            over = f"{problem.currency}, over the {budget.name} of {budget.limit:.2f}"
+            causes.append(Cause(f"{who} cost at least {least:.2f} {over}"))
     return causes

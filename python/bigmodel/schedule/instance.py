@@ -38,7 +38,7 @@ class Stage:
     @property
     def implied(self) -> Limit | None:
         """A limit on the money of all jobs where it is money that is minimised."""
-        if set(self.weights) != {"cost"}:
+        if set(self.weights) != {"cost"} or not self.weights["cost"]:
             return None
         everyone = tuple(range(len(self.ends)))
         return next((some for some in self.limits if some.members == everyone and set(some.weights) == {"cost"}), None)

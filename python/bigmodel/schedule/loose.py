@@ -45,7 +45,7 @@ def feasible(problem: Problem, end: float) -> bool:
 
 def stretches(problem: Problem, families: tuple[str, ...], end: float) -> tuple[list[Change], np.ndarray | None]:
     """Changes of these families, as small as could be found, and a plan of the problem with them; none if none was."""
-    if "budgets" in families and not rules.budgets(problem):
+    if time.monotonic() >= end or ("budgets" in families and not rules.budgets(problem)):
         return [], None
     loose = loosened(problem, families)
     if explain.necessary(loose):

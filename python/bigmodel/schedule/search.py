@@ -186,11 +186,13 @@ class Search:
         stage = self.inst.stage
         others = tuple(other for other in stage.limits if other is not limit)
         eased = build(self.inst.problem, replace(stage, limits=others))
-        weight = stage.weights["cost"]
-        drops = sum(data.drop for data in self.inst.jobs if np.isfinite(data.drop))
+        most = stage.weights["cost"] * (limit.most * (1 + 1e-6) + 1e-6)
+        # What is minimised beside money: that is no part of the limit.
+        besides = sum(data.drop for data in self.inst.jobs if np.isfinite(data.drop))
+        besides += stage.weights["cost"] * self.inst.problem.stability * len(self.inst.jobs)
 
         def met(value: float, bound: float) -> None:
-            if value <= weight * limit.most or bound > weight * limit.most + drops:
+            if value <= stage.weights["cost"] * limit.most or bound > most + besides:
                 search.end = 0.0
 
         end = time.monotonic() + _EASED * self.left()
@@ -198,7 +200,7 @@ class Search:
         search.run()
         if search.best is not None:
             self._offer(State.holding(self.inst, search.best))
-        self.infeasible = self.value == np.inf and bool(search.bound > weight * limit.most * (1 + 1e-6) + drops)
+        self.infeasible = self.value == np.inf and bool(search.bound > most + besides)
         self.cut |= self.value == np.inf and not self.infeasible
         self._raise(search.bound)
 
