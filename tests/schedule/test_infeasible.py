@@ -1,13 +1,30 @@
 """Problems without a plan: the reasons, and the changes that would give one."""
 
 import re
+import time
 from dataclasses import replace
 
 import campaign_infeasible
+import numpy as np
 import pytest
 
 from bigmodel import schedule
-from bigmodel.schedule import Job, Pool, Problem, Rate, explain, files, rules, stretch
+from bigmodel.schedule import (
+    Job,
+    Pool,
+    Problem,
+    Rate,
+    explain,
+    files,
+    improve,
+    instance,
+    rules,
+    search,
+    stretch,
+    worker,
+)
+from bigmodel.schedule.bounds import Prices
+from bigmodel.schedule.state import State
 
 
 def _points(pool="p", *counts):
@@ -174,3 +191,44 @@ def test_a_capacity_that_is_too_small_for_a_week_is_cured():
     problem, _, words = campaign_infeasible.plant_week(2)
     refused = _refused(problem, time_limit=6)
     assert any(words in text for text in refused.suggestions)
+
+
+def test_a_budget_near_the_least_is_met():
+    """The first plan of the example costs 1,192."""
+    problem = replace(files.from_dict(files.toml().loads(files.example())), budget=950.0).expanded
+    inst = instance.build(problem, instance.stage_for(problem, {"cost": 1.0}))
+    found = search.Search(inst, worker.shared(), time.monotonic() + 20, gap=1e9)
+    found._eased(inst.stage.implied)
+    assert found.value <= 950.0 and not found.infeasible
+
+
+def test_what_is_lost_by_dropping_a_job_is_in_no_budget():
+    """With both jobs the least cost is 15, far above the budget of 6, under which one is dropped."""
+    jobs = (
+        Job(name="must", work=5.0, throughput=_points()),
+        Job(name="may", work=10.0, throughput=_points(), value=100.0),
+    )
+    problem = Problem(slots=15, pools=(Pool(name="p", count=1, price=1.0),), jobs=jobs, budget=6.0)
+    plan = schedule.solve(problem)
+    assert plan.dropped == ["may"] and plan.value == pytest.approx(105.0)
+
+
+def test_what_exceeds_an_owners_budget_is_worked_off():
+    """Two jobs, each for two slots; the cheap pool has room for one, and the budget needs it to be the owner's. Nothing
+    that is minimised makes either pool better."""
+    pools = (Pool(name="q", count=1, price=2.0), Pool(name="p", count=1, price=1.0))
+    points = _points("p") + _points("q")
+    jobs = tuple(Job(name=name, work=2.0, throughput=points, owner=name, deadline=2) for name in ("a", "b"))
+    problem = Problem(slots=2, pools=pools, jobs=jobs, budgets={"b": 2.0})
+    inst = instance.build(problem, instance.stage_for(problem, {"lateness": 1.0}))
+    plan = State.holding(inst, {0: ((0, 1, 1), (1, 1, 1)), 1: ((0, 0, 1), (1, 0, 1))})
+    assert plan.score()[1] > 0
+    improve.thrifty(plan, Prices.zero(inst), seed=0)
+    assert plan.score()[:2] == (0, 0.0)
+
+
+def test_a_held_slot_after_the_work_is_trimmed():
+    problem = Problem(slots=3, pools=(Pool(name="p", count=1),), jobs=(Job(name="j", work=1.0, throughput=_points()),))
+    held = np.array([[[1, 1, 1]]])
+    assert rules.check(problem, held).jobs[0].idle == 1
+    assert rules.trimmed(problem, held).tolist() == [[[1, 0, 0]]]
