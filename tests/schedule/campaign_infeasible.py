@@ -1,8 +1,10 @@
 """Feasible problems broken in one planted way: is that way among the suggestions, and does every suggestion work?
 
-python tests/schedule/campaign_infeasible.py FIRST LAST [--json FILE]
+python tests/schedule/campaign_infeasible.py FIRST LAST [--week] [--json FILE]
 
-Records are added to FILE; what it holds for this commit is not run again.
+Small ones have 3 to 9 jobs, 2 pools and 16 to 30 slots; those of --week 10 to 15 jobs, 4 pools and 168 slots, in turn
+generated and of the example, and the default time limit. Records are added to FILE; what it holds for this commit is
+not run again.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ import second_checker as reference
 from bigmodel import schedule
 from bigmodel.benchmarks.records import Records
 from bigmodel.benchmarks.run import commit
-from bigmodel.schedule import Job, Pool, Problem, Rate
+from bigmodel.schedule import Job, Pool, Problem, Rate, files, rules, solver
 from bigmodel.schedule.worker import shared
 
 CAUSES = ("deadline", "crowded deadline", "capacity", "budget", "job budget")
+WEEK_CAUSES = (*CAUSES, "owner budget")
 
 
 def plant(seed: int) -> tuple[Problem, str, str]:
@@ -78,23 +81,71 @@ def plant(seed: int) -> tuple[Problem, str, str]:
     return replace(problem, jobs=tuple(jobs)), cause, f"a budget of job-{j}"
 
 
-def trial(seed: int) -> dict:
+def plant_week(seed: int) -> tuple[Problem, str, str]:
+    """As `plant`, of a week of four pools."""
+    rng = random.Random(seed)
+    cause, round_ = WEEK_CAUSES[seed % len(WEEK_CAUSES)], seed // len(WEEK_CAUSES)
+    if round_ % 2:
+        problem = files.from_dict(files.toml().loads(files.example())).expanded
+        problem = replace(problem, jobs=tuple(replace(job, value=None) for job in problem.jobs))
+    else:
+        problem = schedule.generate(10, 4, 168, 0.5, "C", seed).problem
+    jobs, pool = list(problem.jobs), rng.choice(problem.pools)
+    if cause == "deadline":
+        j = rng.choice([j for j, job in enumerate(jobs) if job.deadline is not None and not job.soft])
+        first, _ = problem.window(jobs[j])
+        late = first + rules.fastest_slots(problem, jobs[j]) - 1 - rng.randint(0, 3)
+        jobs[j] = replace(jobs[j], deadline=max(first + 1, late))
+        return replace(problem, jobs=tuple(jobs)), cause, f"for {jobs[j].name}"
+    if cause in ("crowded deadline", "capacity"):
+        # Three jobs want half a pool each by the same time, or for most of the week.
+        due = rng.randint(24, 96) if cause == "crowded deadline" else None
+        half = int(problem.count[problem.pool_index(pool.name)].max()) // 2
+        work = 3600.0 * half * 0.85 * (due or problem.slots)
+        points = (Rate(pool=pool.name, devices=half, rate=float(half)),)
+        crowd = [Job(name=f"crowd-{i}", work=work, deadline=due, throughput=points) for i in range(3)]
+        words = "a deadline of" if due else f"{pool.name}-hour"
+        return replace(problem, jobs=(*jobs, *crowd)), cause, words
+    if cause == "budget":
+        base = schedule.solve(replace(problem, budget=None), time_limit=10, gap=0.05)
+        return replace(problem, budget=round(base.bound * rng.uniform(0.4, 0.9), 2)), cause, "a budget of"
+    least = [_least(problem, job) * rng.uniform(0.5, 0.9) for job in jobs]
+    if cause == "job budget":
+        j = rng.choice([j for j in range(len(jobs)) if least[j] > 0])
+        jobs[j] = replace(jobs[j], budget=round(least[j], 2))
+        return replace(problem, jobs=tuple(jobs)), cause, f"a budget of {jobs[j].name} "
+    owners = {job.owner: 0.0 for job in jobs}
+    for job, cost in zip(jobs, least, strict=True):
+        owners[job.owner] += cost
+    owner = rng.choice([owner for owner, cost in owners.items() if cost > 0])
+    return replace(problem, budgets={owner: round(owners[owner], 2)}), cause, f"a budget of owner {owner} "
+
+
+def _least(problem: Problem, job: Job) -> float:
+    """Currency: below what the job costs in any plan."""
+    prices = {pool.name: price.min() for pool, price in zip(problem.pools, problem.price, strict=True)}
+    return min(prices[point.pool] * point.devices / point.rate for point in job.throughput) * job.work / 3600
+
+
+def trial(seed: int, week: bool = False) -> dict:
     """cause, and whether it was found: it is among at most three suggestions, each of which gives a plan that keeps
     the rules of second_checker."""
-    problem, cause, words = plant(seed)
+    problem, cause, words = plant_week(seed) if week else plant(seed)
+    record = {"seed": seed, "cause": cause, "found": False}
     begin = time.monotonic()
     try:
-        plan = schedule.solve(problem, time_limit=20, gap=1.0)
-        return {"seed": seed, "cause": cause, "found": False, "why": f"a plan was found: {plan.status}"}
+        plan = schedule.solve(problem, time_limit=solver.TIME_LIMIT if week else 20, gap=1.0)
+        return record | {"why": f"a plan was found: {plan.status}"}
     except schedule.Unknown as error:
-        return {"seed": seed, "cause": cause, "found": False, "why": str(error)}
+        return record | {"why": str(error)}
     except schedule.Infeasible as error:
-        found = any(words in text for text in error.suggestions) and len(error.suggestions) <= 3
+        seconds = round(time.monotonic() - begin, 2)
         works = [_works(cured) for cured in error.problems]
+        found = any(words in text for text in error.suggestions) and len(error.suggestions) <= 3
         found = found and len(works) == len(error.suggestions) and all(works)
-        return {
-            "seed": seed, "cause": cause, "found": found, "works": works, "reasons": error.reasons,
-            "suggestions": error.suggestions, "seconds": round(time.monotonic() - begin, 2),
+        return record | {
+            "found": found, "works": works, "reasons": error.reasons, "suggestions": error.suggestions,
+            "seconds": seconds,
         }  # fmt: skip
 
 
@@ -110,11 +161,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("first", type=int)
     parser.add_argument("last", type=int)
+    parser.add_argument("--week", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     kept = Records(arguments.json, commit())
+    part = "infeasible week" if arguments.week else "infeasible"
     records = [
-        kept.measure("infeasible", {"seed": seed}, lambda seed=seed: trial(seed), shared().kill)
+        kept.measure(part, {"seed": seed}, lambda seed=seed: trial(seed, arguments.week), shared().kill)
         for seed in range(arguments.first, arguments.last)
     ]
     for record in records:

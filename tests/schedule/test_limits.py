@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigmodel import schedule
-from bigmodel.schedule import explain, instance, mip, programmes, search, solver, worker
+from bigmodel.schedule import cures, instance, mip, programmes, search, solver, worker
 
 
 def test_time_limit_holds_and_says_so():
@@ -206,7 +206,7 @@ def test_what_is_proven_impossible_stays_so_if_the_cures_are_cut_off(monkeypatch
     def cut_off(*arguments):
         raise stop
 
-    monkeypatch.setattr(explain, "infeasible", cut_off)
+    monkeypatch.setattr(cures, "stretches", cut_off)
     planted = schedule.generate(6, 2, 24, 0.5, "B", seed=1).problem
     jobs = tuple(replace(job, work=job.work * 50) for job in planted.jobs)
     with pytest.raises(schedule.Infeasible) as found:

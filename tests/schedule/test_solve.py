@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import campaign_infeasible
 import campaign_random
 import numpy as np
 import pytest
@@ -303,56 +302,6 @@ def test_a_plan_that_breaks_a_rule_is_not_returned(monkeypatch):
     monkeypatch.setattr(search.Search, "run", cheat)
     with pytest.raises(RuntimeError, match="breaks a rule and is not returned"):
         schedule.solve(problem, gap=0.5)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_planted_cause_is_among_the_suggestions(seed):
-    record = campaign_infeasible.trial(10_000 + seed)
-    assert record["found"], record
-    assert 1 <= len(record["suggestions"]) <= 3
-
-
-def test_suggestions_are_the_least_that_helps():
-    """Two jobs of two hours on one device by slot 3: one hour short."""
-    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
-    jobs = tuple(Job(name=name, work=2.0, throughput=points, deadline=3) for name in ("a", "b"))
-    problem = Problem(slots=6, pools=(Pool(name="p", count=1, price=2.0),), jobs=jobs, budget=7.0)
-    with pytest.raises(schedule.Infeasible) as error:
-        schedule.solve(replace(problem, budget=None))
-    text = " / ".join(error.value.suggestions)
-    assert re.search(r"a deadline of slot 4 for [ab] ", text) and "1 more p-hours before slot" in text
-    assert "budget" not in text and any("misses its deadline by 1 slot" in reason for reason in error.value.reasons)
-    late = (jobs[0], replace(jobs[1], deadline=4))
-    schedule.solve(replace(problem, jobs=late, budget=None))
-    schedule.solve(replace(problem, pools=(Pool(name="p", count={"slots": [2, 1, 1, 1, 1, 1]}),), budget=None))
-    with pytest.raises(schedule.Infeasible) as error:
-        schedule.solve(replace(problem, jobs=late))
-    (suggestion,) = error.value.suggestions
-    amount = float(re.search(r"a budget of ([\d.]+) USD instead of 7.00", suggestion)[1])
-    assert 8.0 <= amount <= 8.01
-    # With no family that cures it alone, all are stretched together.
-    with pytest.raises(schedule.Infeasible) as error:
-        schedule.solve(problem)
-    assert len(error.value.suggestions) == 1 and " and a budget of 8.0" in error.value.suggestions[0]
-
-
-@pytest.mark.parametrize(
-    "job, words",
-    [
-        ({"memory": 100.0}, "fits on no pool"),
-        ({"counts": (3,)}, "fits on no pool"),
-        ({"deadline": 1}, "misses its deadline by 1 slot even alone"),
-        ({"work": 9.0}, "misses the horizon's end by 3 slots even alone"),
-        ({"budget": 0.5}, "costs at least"),
-    ],
-)
-def test_cheap_tests_name_the_job(job, words):
-    points = (Rate(pool="p", devices=1, rate=1 / 3600),)
-    pool = Pool(name="p", count=1, price=1.0, memory=80.0)
-    problem = Problem(slots=6, pools=(pool,), jobs=(Job(**{"name": "j", "work": 2.0, "throughput": points} | job),))
-    with pytest.raises(schedule.Infeasible) as error:
-        schedule.solve(problem)
-    assert words in error.value.reasons[0] and error.value.reasons[0].startswith("j ")
 
 
 @pytest.mark.parametrize(

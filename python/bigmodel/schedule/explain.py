@@ -1,212 +1,210 @@
-"""Why there is no plan, and the least changes that would give one; each is applied and solved before it is told."""
+"""Why there is no plan: what no plan can meet, found without a solver."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from bigmodel.schedule import mip, rates, rules
-from bigmodel.schedule.errors import Infeasible, Unknown
-from bigmodel.schedule.instance import build, stage_for
-from bigmodel.schedule.model import Elastic, Model
-from bigmodel.schedule.problem import Problem
-from bigmodel.schedule.state import State
-from bigmodel.schedule.worker import shared
+from bigmodel.schedule import rates, rules
+from bigmodel.schedule.problem import Job, Problem
+from bigmodel.schedule.stretch import FAMILIES, Change, Deadline, listed, loosened, plural
 
-FAMILIES = ("deadlines", "capacity", "budgets")
-_MODEL = 40000  # columns up to which an elastic programme is solved
-_ROUNDING = 1.0005  # budgets are told a little above the least that was found
+_NAMED = 4  # jobs that a sentence names
 
 
-def necessary(problem: Problem) -> list[str]:
-    """What no plan can meet, found without a solver: jobs that fit nowhere, or not in time, or not in their budget."""
-    reasons = []
-    for job in problem.jobs:
-        if rules.may_drop(problem, job):
-            continue
-        first, last = problem.window(job)
-        hourly = [rates.hourly(job, pool) for pool in problem.pools]
-        most = problem.count[:, problem.now :].max(axis=1)
-        there = [{n: r for n, r in h.items() if n <= top} for h, top in zip(hourly, most, strict=True)]
-        if not any(hourly):
-            reasons.append(f"{job.name} fits on no pool: its memory of {job.memory:g} GiB or its counts rule all out")
-        elif not any(there):
-            least = min(n for h in hourly for n in h)
-            devices = f"{least} device{'s' if least > 1 else ''}"
-            reasons.append(f"{job.name} needs at least {devices} of one pool, more than any has")
-        elif rules.fastest_slots(problem, job) > last - first:
-            short = rules.fastest_slots(problem, job) - (last - first)
-            slots = f"{short} slot{'s' if short > 1 else ''}"
-            what = "the horizon's end" if job.soft or job.deadline is None else "its deadline"
-            reasons.append(f"{job.name} misses {what} by {slots} even alone on the fastest devices")
-        elif job.budget is not None:
-            least_cost = _least_cost(problem, job, there)
-            if least_cost + job.spent > job.budget * (1 + rules.TOLERANCE):
-                least_cost += job.spent
-                over = f"{least_cost:.2f} {problem.currency}, over its budget of {job.budget:.2f}"
-                reasons.append(f"{job.name} costs at least {over}")
-    return reasons
+@dataclass(frozen=True)
+class Cause:
+    """A reason in words, proven. families: those of which one must be stretched, none if nothing helps. least: the
+    change without which the reason stays, where there is one."""
 
-
-def _least_cost(problem: Problem, job, hourly: list[dict[int, float]]) -> float:
-    first, last = problem.window(job)
-    prices = problem.price[:, first:last].min(axis=1)
-    per_work = [price * n / rate for price, h in zip(prices, hourly, strict=True) for n, rate in h.items()]
-    return min(per_work) * (job.work - job.done)
-
-
-@dataclass
-class _Cure:
-    """A change to the problem: its size relative to what was, what it says, and the problem with it."""
-
-    size: float
     text: str
-    reasons: list[str]
-    problem: Problem
+    families: frozenset[str] = field(default=frozenset(FAMILIES))
+    least: Change | None = None
 
 
-def infeasible(problem: Problem, reasons: list[str], seconds: float) -> Infeasible:
-    """The error to raise: reasons, and at most three changes that were each seen to give a plan."""
-    end = time.monotonic() + seconds
-    cures = []
-    for family in FAMILIES:
-        cure = _cure(problem, Elastic(**{family: True}), end)
-        if cure is not None:
-            cures.append(cure)
-    if not cures:
-        cure = _cure(problem, Elastic(True, True, True), end)
-        cures = [cure] if cure is not None else []
-    cures.sort(key=lambda cure: cure.size)
-    told = list(reasons)
-    for reason in [reason for cure in cures for reason in cure.reasons]:
-        if not any(known.startswith(reason) for known in told):
-            told.append(reason)
-    return Infeasible(told, [cure.text for cure in cures[:3]], [cure.problem for cure in cures[:3]])
+def necessary(problem: Problem) -> list[Cause]:
+    """Jobs that fit nowhere, or not in time, or not in their budget; work that is more than all devices can do."""
+    jobs = [job for job in problem.jobs if not rules.may_drop(problem, job)]
+    hourly = [[rates.hourly(job, pool) for pool in problem.pools] for job in jobs]
+    causes = [cause for job, rate in zip(jobs, hourly, strict=True) for cause in _alone(problem, job, rate)]
+    causes = causes or _chains(problem)
+    return causes or [*_crowded(problem, jobs, hourly), *_dear(problem)]
 
 
-def _cure(problem: Problem, elastic: Elastic, end: float) -> _Cure | None:
-    """The least change of this family that gives a plan, seen to; None where there is none or time is over."""
-    program = _program(problem, elastic)
-    if program is None:
-        return None
-    model, arrays = program
-    for gap in (0.05, 0.0):
-        left = end - time.monotonic()
-        if left <= 0.2:
-            return None
-        answer = mip.solve(shared(), arrays, min(left / 2, 8.0), gap=gap)
-        if answer.x is None:
-            return None
-        cure = _read(problem, model, answer.x, elastic)
-        if cure is not None and _works(cure.problem, end):
-            return cure
-    return None
+def together(problem: Problem) -> Cause:
+    """What is said of a problem of which only its solution proves that it has no plan."""
+    jobs = [job for job in problem.jobs if not rules.may_drop(problem, job)]
+    meets = ["every deadline"] if any(job.deadline is not None and not job.soft for job in jobs) else []
+    budgets = len(rules.budgets(problem))
+    meets += ["every budget" if budgets > 1 else "the budget"] if budgets else []
+    return Cause(f"no plan within capacity {'meets ' + listed(meets) if meets else 'ends before the horizon does'}")
 
 
-def _program(problem: Problem, elastic: Elastic):
-    stage = stage_for(problem, {"cost": 1.0})
-    wide = replace(stage, ends=(problem.slots,) * len(problem.jobs)) if elastic.deadlines else stage
-    inst = build(problem, wide)
-    size = sum(max(0, d.last - d.first) * len(d.pool) * (3 if d.switches else 1) for d in inst.jobs)
-    if size > _MODEL or any(d.last <= d.first or not len(d.pool) for d in inst.jobs if not np.isfinite(d.drop)):
-        return None
-    state = State(inst)
-    room = [limit.most for limit in inst.stage.limits]
-    windows = {data.index: (data.first, data.last) for data in inst.jobs}
-    free = {"pool": state.left, "quota": state.quota}
-    model = Model(inst, range(len(inst.jobs)), free, windows, room, elastic)
-    if elastic.deadlines:
-        model.deadline_costs(stage.ends)
-    return model, model.program()
+# --- one job ----------------------------------------------------------------------------------------------------------
 
 
-def _read(problem: Problem, model: Model, x: np.ndarray, elastic: Elastic) -> _Cure | None:
-    size = float(model.program()["c"] @ x)
-    changed = problem
-    texts: list[str] = []
-    reasons: list[str] = []
-    taken = {key: x[column] for key, column in model.stretch.items() if x[column] > 1e-6}
-    if elastic.deadlines:
-        changed, text, reason = _deadlines(changed, model.read(x))
-        texts, reasons = texts + text, reasons + reason
-    if elastic.capacity:
-        changed, text = _capacity(changed, taken)
-        texts += text
-    if elastic.budgets:
-        changed, text = _budgets(changed, model, taken)
-        texts += text
-    if not texts:
-        return None
-    return _Cure(size, " and ".join(texts), reasons, changed)
+def _alone(problem: Problem, job: Job, hourly: list[dict[int, float]]) -> list[Cause]:
+    """hourly: the job's work per hour by devices, of each pool."""
+    most = problem.count[:, problem.now :].max(axis=1)
+    there = [{n: r for n, r in h.items() if n <= top} for h, top in zip(hourly, most, strict=True)]
+    if not any(hourly):
+        return [Cause(f"{job.name} fits on no pool: {_unfit(problem, job)}", frozenset())]
+    if not any(there):
+        least = min(n for h in hourly for n in h)
+        text = f"{job.name} needs at least {plural(least, 'device')} of one pool, more than any has"
+        return [Cause(text, frozenset({"capacity"}))]
+    first, last = problem.window(job)
+    short = first + rules.fastest_slots(problem, job) - last
+    if short > 0:
+        text = f"{job.name} misses {_end(job)} by {plural(short, 'slot')} even alone on the fastest devices"
+        return [_late(problem, job, text, last + short, lambda wide: first + rules.fastest_slots(wide, job))]
+    if job.budget is not None:
+        cost = least_cost(problem, job) + job.spent
+        if cost > job.budget * (1 + rules.TOLERANCE):
+            text = f"{job.name} costs at least {cost:.2f} {problem.currency}, over its budget of {job.budget:.2f}"
+            return [Cause(text)]
+    return []
 
 
-def _deadlines(problem: Problem, schedules) -> tuple[Problem, list[str], list[str]]:
-    jobs, texts, reasons = list(problem.jobs), [], []
-    for j, use in schedules.items():
-        job = jobs[j]
-        _, last = problem.window(job)
-        finish = use[-1][0] + 1 if use else 0
-        if finish > last:
-            jobs[j] = replace(job, deadline=finish)
-            late = finish - last
-            reasons.append(f"{job.name} misses its deadline by {late} slot{'s' if late > 1 else ''}")
-            texts.append(f"a deadline of slot {finish} for {job.name} ({problem.clock.label(finish)})")
-    return replace(problem, jobs=tuple(jobs)), texts, reasons
-
-
-def _capacity(problem: Problem, taken: dict) -> tuple[Problem, list[str]]:
-    extra = np.zeros_like(problem.count)
-    quotas = dict(problem.quotas)
-    groups = [g for g in problem.quotas if any(pool.quota_group == g for pool in problem.pools)]
-    for key, value in taken.items():
-        if key[0] == "capacity":
-            extra[key[1], key[2]] = int(np.ceil(value - 1e-6))
-        elif key[0] == "quota":
-            name = groups[key[1]]
-            quotas[name] = max(quotas[name], problem.quotas[name] + int(np.ceil(value - 1e-6)))
-    pools, texts = list(problem.pools), []
-    for p in np.flatnonzero(extra.any(axis=1)):
-        slots = np.flatnonzero(extra[p])
-        hours = extra[p].sum() * problem.slot_hours
-        most, name = extra[p].max(), pools[p].name
-        devices = f"up to {most} more device{'s' if most > 1 else ''} from slot {slots[0]}"
-        texts.append(f"{hours:g} more {name}-hours before slot {slots[-1] + 1} ({devices})")
-        pools[p] = replace(pools[p], count={"slots": (problem.count[p] + extra[p]).tolist()})
-    for name, limit in quotas.items():
-        if limit > problem.quotas[name]:
-            texts.append(f"a quota of {limit} devices for {name}")
-    return replace(problem, pools=tuple(pools), quotas=quotas), texts
-
-
-def _budgets(problem: Problem, model: Model, taken: dict) -> tuple[Problem, list[str]]:
-    texts = []
-    for row, (name, limit, _) in enumerate(rules.budgets(problem)):
-        if ("budget", row) not in taken:
+def _unfit(problem: Problem, job: Job) -> str:
+    why = []
+    for pool in problem.pools:
+        most = rates.points(job, pool.name)[-1][0]
+        if not most:
             continue
-        room = model.inst.stage.limits[row].most
-        more = float(np.ceil((limit + taken["budget", row] * max(abs(room), 1e-9)) * _ROUNDING * 100) / 100)
-        texts.append(f"a {name} of {more:.2f} {problem.currency} instead of {limit:.2f}")
-        if name == "budget":
-            problem = replace(problem, budget=more)
-        elif name.startswith("budget of owner "):
-            problem = replace(problem, budgets=problem.budgets | {name.removeprefix("budget of owner "): more})
+        if pool.memory is not None and job.memory > pool.memory:
+            why.append(f"{pool.name} has {pool.memory:g} GiB a device, and it needs {job.memory:g}")
+        elif job.counts is not None and min(job.counts) > most:
+            why.append(f"its counts are above {most}, the most with a throughput on {pool.name}")
         else:
-            j = problem.job_index(name.removeprefix("budget of "))
-            jobs = (*problem.jobs[:j], replace(problem.jobs[j], budget=more), *problem.jobs[j + 1 :])
-            problem = replace(problem, jobs=jobs)
-    return problem, texts
+            why.append(
+                f"{pool.name} gives more than a node of {pool.node_size} by whole nodes, and none of its counts is"
+            )
+    return "; ".join(why) or "it has a throughput on none"
 
 
-def _works(problem: Problem, end: float) -> bool:
-    from bigmodel.schedule.solver import solve
+def _end(job: Job) -> str:
+    return "the horizon's end" if job.soft or job.deadline is None else "its deadline"
 
-    left = end - time.monotonic()
-    if left <= 0.1:
-        return False
-    try:
-        solve(problem, time_limit=left, gap=1e9, explain=False)
-    except (Infeasible, Unknown):
-        return False
-    return True
+
+def _late(problem: Problem, job: Job, text: str, earliest: int, ends: Callable[[Problem], int]) -> Cause:
+    """ends: the slot before which the job ends at the earliest in a problem, for one without capacity's limits."""
+    hard = job.deadline is not None and not job.soft
+    helps = {"deadlines"} if hard and earliest <= problem.slots else set()
+    if ends(loosened(problem, {"capacity"})) <= problem.window(job)[1]:
+        helps.add("capacity")
+    least = Deadline(problem.job_index(job.name), earliest) if "deadlines" in helps else None
+    return Cause(text, frozenset(helps), least)
+
+
+def least_cost(problem: Problem, job: Job) -> float:
+    """Currency: no plan does the job's remaining work for less."""
+    first, last = problem.window(job)
+    window = slice(first, max(last, first + 1))
+    per_work = [
+        problem.price[p, window].min() * n / rate
+        for p, pool in enumerate(problem.pools)
+        for n, rate in rates.hourly(job, pool).items()
+        if n <= problem.count[p, problem.now :].max()
+    ]
+    return float(min(per_work, default=0.0) * (job.work - job.done))
+
+
+# --- several ----------------------------------------------------------------------------------------------------------
+
+
+def _chains(problem: Problem) -> list[Cause]:
+    """Jobs that end too late after all that they follow, each as fast as it can be; the first of a chain."""
+    ends, causes = _earliest(problem), []
+    late: set[str] = set()
+    for job in problem.jobs:
+        last = problem.window(job)[1]
+        if ends[job.name] > last and not rules.may_drop(problem, job):
+            chain = _behind(problem, job, ends)
+            if not late & set(chain):
+                end = "the horizon's end" if _end(job) != "its deadline" else f"the deadline of {job.name}"
+                text = f"{listed(chain)}, one after the other and on the fastest devices, miss {end}"
+                short = ends[job.name] - last
+                ends_in = partial(_ends_in, job.name)
+                causes.append(_late(problem, job, f"{text} by {plural(short, 'slot')}", last + short, ends_in))
+            late.add(job.name)
+    return causes
+
+
+def _ends_in(name: str, problem: Problem) -> int:
+    return _earliest(problem)[name]
+
+
+def _earliest(problem: Problem) -> dict[str, int]:
+    """The slot before which each job ends at the earliest, devices being no matter."""
+    ends: dict[str, int] = {}
+    jobs = {job.name: job for job in problem.jobs}
+    while len(ends) < len(jobs):
+        for name, job in jobs.items():
+            if name not in ends and all(before in ends for before in job.after):
+                first = max([problem.window(job)[0], *(ends[before] for before in job.after)])
+                ends[name] = first + rules.fastest_slots(problem, job)
+    return ends
+
+
+def _behind(problem: Problem, job: Job, ends: dict[str, int]) -> list[str]:
+    """The chain that makes a job's earliest end what it is."""
+    jobs = {other.name: other for other in problem.jobs}
+    chain = [job.name]
+    while jobs[chain[0]].after:
+        before = max(jobs[chain[0]].after, key=ends.__getitem__)
+        if ends[before] <= problem.window(jobs[chain[0]])[0]:
+            break
+        chain.insert(0, before)
+    return chain
+
+
+def _crowded(problem: Problem, jobs: list[Job], hourly: list[list[dict[int, float]]]) -> list[Cause]:
+    """Jobs of the same pools and the same time that need more device-hours than there are."""
+    if not jobs:
+        return []
+    rows = []
+    for job, rate in zip(jobs, hourly, strict=True):
+        hours = min(n / per_hour for h in rate for n, per_hour in h.items()) * (job.work - job.done)
+        rows.append((job, frozenset(p for p, h in enumerate(rate) if h), *problem.window(job), hours))
+    starts, first = np.unique([row[2] for row in rows], return_inverse=True)
+    ends, last = np.unique([row[3] for row in rows], return_inverse=True)
+    for pools in [*dict.fromkeys(row[1] for row in rows), frozenset(range(len(problem.pools)))]:
+        mine = np.array([row[1] <= pools for row in rows])
+        need = np.zeros((len(starts), len(ends)))
+        np.add.at(need, (first[mine], last[mine]), np.array([row[4] for row in rows])[mine])
+        need = need[::-1].cumsum(axis=0)[::-1].cumsum(axis=1)  # of jobs that begin and end within
+        until = np.append(0, problem.count[sorted(pools)].sum(axis=0).cumsum()) * problem.slot_hours
+        there = np.maximum(until[ends] - until[starts][:, None], 0)
+        short = np.argwhere(need > there * (1 + rules.TOLERANCE) + rules.TOLERANCE)
+        if len(short):
+            a, z = min(short.tolist(), key=lambda pair: ends[pair[1]] - starts[pair[0]])
+            within = [row[0] for row in rows if row[1] <= pools and row[2] >= starts[a] and row[3] <= ends[z]]
+            return [_crowd(problem, within, pools, int(starts[a]), int(ends[z]), need[a, z], there[a, z])]
+    return []
+
+
+def _crowd(problem: Problem, jobs: list[Job], pools, first: int, last: int, need: float, there: float) -> Cause:
+    who = f"{len(jobs)} jobs" if len(jobs) > _NAMED else listed([job.name for job in jobs])
+    names = listed([problem.pools[p].name for p in sorted(pools)])
+    needs = "needs" if len(jobs) == 1 else "need"
+    text = f"{who} {needs} {need:.7g} device-hours of {names} in slots {first} to {last - 1}, which have {there:.7g}"
+    helps = {"capacity"} | ({"deadlines"} if last < problem.slots else set())
+    return Cause(text, frozenset(helps))
+
+
+def _dear(problem: Problem) -> list[Cause]:
+    """Budgets below the sum of what each job costs at least."""
+    causes = []
+    for budget in rules.budgets(problem):
+        jobs = [problem.jobs[j] for j in budget.members]
+        least = sum(job.spent for job in jobs)
+        least += sum(least_cost(problem, job) for job in jobs if not rules.may_drop(problem, job))
+        if budget.job is None and least > budget.limit * (1 + rules.TOLERANCE) + rules.TOLERANCE:
+            who = "the jobs" if budget.owner is None else f"the jobs of {budget.owner}"
+            over = f"{problem.currency}, over the {budget.name} of {budget.limit:.2f}"
+            causes.append(Cause(f"{who} cost at least {least:.2f} {over}"))
+    return causes

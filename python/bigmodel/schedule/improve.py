@@ -6,6 +6,7 @@ Source: ruin and recreate, Schrimpf et al. (2000), with each job put back by its
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.construct import insert
 from bigmodel.schedule.state import State
 
+_DEAR = 100.0  # price of money that exceeds a limit, in money
+_IDLE = 60  # steps without a gain
 SHARES = (0.0, 0.5, 1.0)  # of the capacity's price that a job is charged while it is put back
 
 
@@ -116,3 +119,14 @@ class Improver:
                 self.state.remove(j)
         for j, use in old.items():
             self.state.put(j, use)
+
+
+def thrifty(state: State, prices: Prices, seed: int, tick: Callable[[], None] = lambda: None) -> None:
+    """Works off what a plan exceeds limits by, which are made dear, until it does not or nothing helps."""
+    inst = state.inst
+    over = [state.usage[row].sum() > limit.most for row, limit in enumerate(inst.stage.limits)]
+    improver = Improver(state, replace(prices, limit=np.where(over, _DEAR, prices.limit)), seed)
+    improver.sweep(tick)
+    idle = 0
+    while improver.score[1] > 0 and idle < _IDLE + 2 * len(inst.jobs):
+        idle = 0 if improver.step(tick) else idle + 1

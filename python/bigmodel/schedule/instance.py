@@ -35,6 +35,14 @@ class Stage:
     limits: tuple[Limit, ...] = ()
     drops: frozenset[int] = frozenset()  # jobs that may be dropped
 
+    @property
+    def implied(self) -> Limit | None:
+        """A limit on the money of all jobs where it is money that is minimised."""
+        if set(self.weights) != {"cost"} or not self.weights["cost"]:
+            return None
+        everyone = tuple(range(len(self.ends)))
+        return next((some for some in self.limits if some.members == everyone and set(some.weights) == {"cost"}), None)
+
 
 @dataclass(frozen=True)
 class JobData:
@@ -126,9 +134,9 @@ def stage_for(problem: Problem, weights: dict[str, float]) -> Stage:
     """The stage that minimises weighted separable measures under the problem's own deadlines and budgets."""
     ends = tuple(problem.window(job)[1] for job in problem.jobs)
     limits = []
-    for name, most, members in rules.budgets(problem):
-        spent = sum(problem.jobs[j].spent for j in members)
-        limits.append(Limit(name, tuple(members), {"cost": 1.0}, most - spent))
+    for budget in rules.budgets(problem):
+        spent = sum(problem.jobs[j].spent for j in budget.members)
+        limits.append(Limit(budget.name, tuple(budget.members), {"cost": 1.0}, budget.limit - spent))
     drops = frozenset(j for j, job in enumerate(problem.jobs) if rules.may_drop(problem, job))
     return Stage(weights, ends, tuple(limits), drops)
 

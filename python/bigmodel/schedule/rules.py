@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class JobAccount:
     restart_hours: float = 0.0
     start: int | None = None
     finish: int | None = None
+    idle: int | None = None  # the first slot that it holds after its work is done
 
     @property
     def cost(self) -> float:
@@ -245,6 +246,7 @@ def _walk(problem: Problem, job: Job, done: JobAccount, broken: list[str]) -> No
         for slot in range(run.first, run.last):
             if left <= TOLERANCE * job.work:
                 broken.append(f"{job.name}: holds devices in slot {slot} after its work is done")
+                done.idle = slot
                 return
             waste = min(h, max(0.0, lost - (slot - run.first) * h))
             needed = min(h, waste + left / rate) if rate else h
@@ -290,19 +292,39 @@ def _precedence(problem: Problem, jobs: list[JobAccount], broken: list[str]) -> 
 
 
 def _budgets(problem: Problem, jobs: list[JobAccount], broken: list[str]) -> None:
-    for what, limit, members in budgets(problem):
-        paid = sum(problem.jobs[j].spent + jobs[j].cost for j in members)
-        if paid > limit * (1 + TOLERANCE) + TOLERANCE:
-            broken.append(f"{what}: {paid:.2f} {problem.currency}, over {limit:.2f}")
+    for budget in budgets(problem):
+        paid = sum(problem.jobs[j].spent + jobs[j].cost for j in budget.members)
+        if paid > budget.limit * (1 + TOLERANCE) + TOLERANCE:
+            broken.append(f"{budget.name}: {paid:.2f} {problem.currency}, over {budget.limit:.2f}")
 
 
-def budgets(problem: Problem) -> list[tuple[str, float, list[int]]]:
-    """Every budget: its name, its limit, and the jobs that it counts."""
-    rows = [(f"budget of {job.name}", job.budget, [j]) for j, job in enumerate(problem.jobs) if job.budget is not None]
+class Budget(NamedTuple):
+    """Most that the jobs `members` may cost: one job's budget, or an owner's, or, with neither, that of all."""
+
+    name: str
+    limit: float
+    members: list[int]
+    job: int | None = None
+    owner: str | None = None
+
+
+def budgets(problem: Problem) -> list[Budget]:
+    jobs = problem.jobs
+    rows = [Budget(f"budget of {job.name}", job.budget, [j], j) for j, job in enumerate(jobs) if job.budget is not None]
     for owner, limit in problem.budgets.items():
-        rows.append(
-            (f"budget of owner {owner}", limit, [j for j, job in enumerate(problem.jobs) if job.owner == owner])
-        )
+        members = [j for j, job in enumerate(jobs) if job.owner == owner]
+        rows.append(Budget(f"budget of owner {owner}", limit, members, owner=owner))
     if problem.budget is not None:
-        rows.append(("budget", problem.budget, list(range(len(problem.jobs)))))
+        rows.append(Budget("budget", problem.budget, list(range(len(jobs)))))
     return rows
+
+
+def trimmed(problem: Problem, allocation: np.ndarray) -> np.ndarray:
+    """The allocation without slots that a job holds after its work is done."""
+    while True:
+        idle = [(j, job.idle) for j, job in enumerate(check(problem, allocation).jobs) if job.idle is not None]
+        if not idle:
+            return allocation
+        allocation = allocation.copy()
+        for j, slot in idle:
+            allocation[j, :, slot:] = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from bigmodel.schedule import bounds, mip, path, programmes
 from bigmodel.schedule.bounds import Prices
 from bigmodel.schedule.columns import Columns
 from bigmodel.schedule.construct import construct, rounded
-from bigmodel.schedule.improve import Improver, tidy
-from bigmodel.schedule.instance import Instance
+from bigmodel.schedule.improve import Improver, thrifty, tidy
+from bigmodel.schedule.instance import Instance, Limit, build
 from bigmodel.schedule.programmes import Programme
 from bigmodel.schedule.state import State, cheapest
 from bigmodel.schedule.worker import Lost, Overdue, Worker
@@ -28,6 +28,7 @@ _ROUGH_MODEL = 30000  # columns from which the relaxation only gives prices, and
 _COARSE = 48  # units per slot of a first bound, a quarter of the last one's time
 _ROUND_SHARE = 0.85  # of the time left: most that the relaxation in full is given where nothing ties slots together
 _FEASIBILITY_MODEL = 60000  # the same where nothing else has found a plan
+_EASED = 0.6  # of the time left: most for the search without a budget that is the objective itself
 _ROUNDS = 60  # of column generation
 _MILP_SECONDS = 2.0  # most of a neighbourhood's programme, and half of a tiny problem's
 _PAUSE = 150  # steps of dynamic programming while the worker solves one: as long as most programmes take
@@ -153,7 +154,14 @@ class Search:
         improver = Improver(state, self.prices, self.seed)
         improver.sweep(self.tick)
         self._offer(state)
-        if self.closed():
+        implied = self.inst.stage.implied
+        if self.value == np.inf and improver.score[0] == 0:  # every job has a place, only too dear
+            if implied is not None:
+                self._eased(implied)
+            else:
+                thrifty(state, self.prices, self.seed, self.tick)
+                self._offer(state)
+        if self.closed() or self.infeasible:
             return
         if self.bound == -np.inf:  # the relaxation was rough, or cut off
             self._certify(self.prices, _COARSE)
@@ -171,6 +179,30 @@ class Search:
             self._neighbourhoods(columns)
         if not self.closed() and not self.infeasible and size <= _WHOLE_MODEL:
             self._exact(self.left())
+
+    def _eased(self, limit: Limit) -> None:
+        """Searches without that limit until a plan keeps it: a plan that is a little too dear leads to a cheaper one,
+        but is none to a search that refuses it."""
+        stage = self.inst.stage
+        others = tuple(other for other in stage.limits if other is not limit)
+        eased = build(self.inst.problem, replace(stage, limits=others))
+        most = stage.weights["cost"] * (limit.most * (1 + 1e-6) + 1e-6)
+        # What is minimised beside money: that is no part of the limit.
+        besides = sum(data.drop for data in self.inst.jobs if np.isfinite(data.drop))
+        besides += stage.weights["cost"] * self.inst.problem.stability * len(self.inst.jobs)
+
+        def met(value: float, bound: float) -> None:
+            if value <= stage.weights["cost"] * limit.most or bound > most + besides:
+                search.end = 0.0
+
+        end = time.monotonic() + _EASED * self.left()
+        search = Search(eased, self.worker, end, 0.0, self.seed, met)
+        search.run()
+        if search.best is not None:
+            self._offer(State.holding(self.inst, search.best))
+        self.infeasible = self.value == np.inf and bool(search.bound > most + besides)
+        self.cut |= self.value == np.inf and not self.infeasible
+        self._raise(search.bound)
 
     def _round(self, columns: Columns, improver: Improver) -> bool:
         """The relaxation in full and a plan near it; whether the relaxation was decided in its share of the time.

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bigmodel.schedule import bottleneck, rates, rules, validate
+from bigmodel.schedule import bottleneck, cures, explain, rates, rules, validate
 from bigmodel.schedule.errors import Infeasible, Unknown
 from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
 from bigmodel.schedule.plan import Plan, StageResult
@@ -72,11 +72,9 @@ class _Solve:
         self.shadow: np.ndarray | None = None
 
     def plan(self) -> Plan:
-        from bigmodel.schedule import explain
-
-        broken = explain.necessary(self.problem)
-        if broken:
-            self._infeasible(broken)
+        causes = explain.necessary(self.problem)
+        if causes:
+            self._infeasible(causes)
         try:
             self._stages()
         except (KeyboardInterrupt, Lost) as error:
@@ -92,17 +90,10 @@ class _Solve:
         self.interrupted = isinstance(error, KeyboardInterrupt)
         self.stopped = "interrupted{}" if self.interrupted else f"stopped{{}}, since {error}"
 
-    def _infeasible(self, reasons: list[str]) -> None:
-        from bigmodel.schedule import explain
-
-        left = max(5.0, self.end - time.monotonic())
+    def _infeasible(self, causes: list[explain.Cause]) -> None:
         if not self.explain:
-            raise Infeasible(reasons)
-        try:
-            found = explain.infeasible(self.problem, reasons, left)
-        except (KeyboardInterrupt, Lost):
-            found = Infeasible(reasons)  # it is proven, whatever would cure it
-        raise found
+            raise Infeasible([cause.text for cause in causes])
+        raise cures.infeasible(self.problem, causes, self.end)
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
@@ -138,7 +129,7 @@ class _Solve:
     def _bottleneck(self, stage: Stage, measure: str, end: float) -> Stage:
         found = bottleneck.minimise(self.problem, stage, measure, shared(), end, self.seed)
         if found.infeasible and self.best is None:
-            self._infeasible(["no plan meets every deadline, capacity and budget together (the relaxation has none)"])
+            self._infeasible([explain.together(self.problem)])
         self.cut |= found.cut
         if found.stopped is not None:
             self._stop(found.stopped)
@@ -170,7 +161,7 @@ class _Solve:
             if index == 0:
                 bound = search.bound + sum(weights[name] * met.floor[name] for name in others)
                 if search.infeasible and self.best is None:
-                    self._infeasible(["no plan meets every deadline, capacity and budget together"])
+                    self._infeasible([explain.together(self.problem)])
             if search.best is not None:
                 account = rules.check(self.problem, self._allocation(search.best))
                 value = sum(weight * account.measure(name) for name, weight in weights.items())
@@ -182,7 +173,7 @@ class _Solve:
     def _search(self, inst: Instance, end: float, measure: str) -> None:
         search = self._run(inst, end, self.best)
         if search.infeasible and self.best is None and search.best is None:
-            self._infeasible(["no plan meets every deadline, capacity and budget together"])
+            self._infeasible([explain.together(self.problem)])
         if search.best is not None:
             self.best = search.best
             self.results.append(StageResult(measure, search.value, search.bound))
@@ -214,7 +205,7 @@ class _Solve:
 
     def _finished(self) -> Plan:
         assert self.best is not None
-        allocation = trimmed(self.problem, self._allocation(self.best))
+        allocation = rules.trimmed(self.problem, self._allocation(self.best))
         account = rules.check(self.problem, allocation)
         if account.violations:
             raise RuntimeError(f"solve: the plan found breaks a rule and is not returned: {account.violations[0]}.")
@@ -240,19 +231,6 @@ class _Solve:
         weights = self.problem.objective.weights if result.measure == "weighted" else {result.measure: 1.0}
         value = sum(weight * account.measure(name) for name, weight in weights.items())
         return StageResult(result.measure, float(value), float(min(result.bound, value)))
-
-
-def trimmed(problem: Problem, allocation: np.ndarray) -> np.ndarray:
-    """The allocation without slots that a job holds after its work is done."""
-    while True:
-        account = rules.check(problem, allocation)
-        idle = [text for text in account.violations if text.endswith("after its work is done")]
-        if not idle:
-            return allocation
-        allocation = allocation.copy()
-        for text in idle:
-            name, rest = text.split(":", 1)
-            allocation[problem.job_index(name), :, int(rest.split("slot ")[1].split()[0]) :] = 0
 
 
 def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: float, seconds: float) -> str:
