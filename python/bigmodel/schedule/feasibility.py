@@ -57,24 +57,21 @@ class Probe:
             self.plan = search.best
         self.infeasible = search.infeasible
         self.cut = search.cut
-        if not self.decided and not self.cut:
-            try:
+        if self.decided or self.cut:
+            return
+        try:
+            # Column generation proves no more than the relaxation for jobs that mix pools, whose programmes are small.
+            if all(data.job.mix_pools for data in search.inst.jobs):
+                self._whole(search, end)
+            else:
                 self._generate(search, end)
-            except (TimeUp, Overdue):
-                self.cut = True
+        except (TimeUp, Overdue):
+            self.cut = True
 
     def thorough(self, end: float) -> None:
         """The programme in whole numbers for half of the time, then the search of a stage."""
         search = self._search(end)
-        self.cut = False
-        if search.inst.size <= _MODEL:
-            model = programmes.model(search.inst, range(len(search.inst.jobs)), State(search.inst))
-            program = model.program()
-            program["c"] = np.zeros_like(program["c"])
-            answer = mip.solve(self.worker, program, (end - time.monotonic()) / 2)
-            self.infeasible, self.cut = answer.infeasible, answer.late
-            if answer.x is not None:
-                self._offer(State.holding(search.inst, {j: use for j, use in model.read(answer.x).items() if use}))
+        self._whole(search, (time.monotonic() + end) / 2)
         if not self.decided:
             try:
                 search.run()
@@ -82,6 +79,19 @@ class Probe:
                 self.plan = search.best
             self.infeasible = search.infeasible
             self.cut |= search.cut
+
+    def _whole(self, search: Search, end: float) -> None:
+        """The programme in whole numbers, without an objective."""
+        inst = search.inst
+        if inst.size > _MODEL:
+            return
+        model = programmes.model(inst, range(len(inst.jobs)), State(inst))
+        program = model.program()
+        program["c"] = np.zeros_like(program["c"])
+        answer = mip.solve(self.worker, program, end - time.monotonic())
+        self.infeasible, self.cut = answer.infeasible, answer.late
+        if answer.x is not None:
+            self._offer(State.holding(inst, {j: use for j, use in model.read(answer.x).items() if use}))
 
     def _search(self, end: float) -> Search:
         """Any plan will do, so its gap is infinite."""

@@ -23,6 +23,7 @@ SEPARABLE = ("cost", "carbon", "lateness")
 TIME_LIMIT = 30.0  # seconds
 _VALUE_COUNTS = "which counts only where cost has a weight, comes first in the order, or second to lateness (hard jobs)"
 _NEAR = 0.5  # seconds before the limit from which it is what ended a search
+_RESUMED = 0.2  # seconds that must be left for a bisection to go on
 _LONGEST = 1e7  # seconds that a wait for the solver's process can be given
 Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
 
@@ -73,7 +74,7 @@ class _Solve:
         self.cut = False
         self.stopped = ""  # what ended the search from outside; {} for when
         self.shadow: np.ndarray | None = None
-        self.unproven: tuple[int, Bisection] | None = None  # the first stage that time cut off, and its search
+        self.unproven: tuple[int, Bisection, float] | None = None  # a stage that time cut off: its search, when
 
     def plan(self) -> Plan:
         from bigmodel.schedule import explain
@@ -120,7 +121,7 @@ class _Solve:
         if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
             order = (*order, "cost")  # among the fairest, the cheapest
         self._ordered(order, 0, stage_for(self.problem, {"cost": 1.0}))
-        while self.unproven is not None and not self.stopped and time.monotonic() < self.end:
+        while self.unproven is not None and not self.stopped and time.monotonic() < self.end - _RESUMED:
             self._resume(order, *self.unproven)
 
     def _ordered(self, order: tuple[str, ...], first: int, stage: Stage) -> None:
@@ -134,16 +135,19 @@ class _Solve:
             if self.best is None or self.stopped:
                 return
 
-    def _resume(self, order: tuple[str, ...], index: int, bisection: Bisection) -> None:
+    def _resume(self, order: tuple[str, ...], index: int, bisection: Bisection, ended: float) -> None:
         """Gives an unproven bisection what the later stages left of the time; they start again from a better plan."""
-        value, self.unproven = bisection.value, None
-        left, later = self.end - time.monotonic(), len(order) - index - 1
-        self._bisect(bisection, time.monotonic() + left / (later + 1) if later else self.end)
+        value, now = bisection.value, time.monotonic()
+        self._bisect(bisection, max(self.end - (now - ended), (now + self.end) / 2))
         self.results[index] = StageResult(order[index], bisection.value, bisection.bound)
-        if bisection.value < value:
-            self.best = bisection.best
+        since = time.monotonic()
+        if bisection.value == value:
+            ended += since - now
+        else:
+            self.best, ended = bisection.best, since
             del self.results[index + 1 :]
             self._ordered(order, index + 1, replace(bisection.stage, ends=bisection.ends))
+        self.unproven = None if bisection.ended else (index, bisection, ended)
 
     def _separable(self, stage: Stage, measure: str, end: float) -> Stage:
         stage = replace(stage, weights={measure: 1.0})
@@ -166,7 +170,7 @@ class _Solve:
         self.best = bisection.best
         self.results.append(StageResult(measure, bisection.value, bisection.bound))
         if self.unproven is None and not bisection.ended:
-            self.unproven = len(self.results) - 1, bisection
+            self.unproven = len(self.results) - 1, bisection, time.monotonic()
         return replace(stage, ends=bisection.ends)
 
     def _bisect(self, bisection: Bisection, end: float) -> None:

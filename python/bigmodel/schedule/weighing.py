@@ -22,7 +22,7 @@ from bigmodel.schedule.state import State
 from bigmodel.schedule.worker import Lost, Worker
 
 _FLOORS = 0.2  # of the time left: most that the least value of one measure may take
-_SHARE = 0.25  # of the time left: most of a box's first look; each further one doubles it
+_SHARE = 0.4  # of the time left: most of a box's first look; each further one doubles it
 _LEAST = 0.3  # seconds of a look
 _PROVEN = 1e-6  # a relative gap that counts as none: the solver's own bounds are taken as less by a tenth of it
 
