@@ -31,7 +31,8 @@ _PROVEN = 1e-6  # a relative gap that counts as none: the solver's own bounds ar
 class Box:
     """low, high: indices of each measure's values. rest: a bound on the separable part. at: high at the last look.
 
-    loose: how far the last look may be from the separable part's optimum. over: another look would find no more.
+    loose: how far the last look may be from the separable part's optimum. stuck: it proved no more than the one before.
+    over: nor would another.
     """
 
     low: tuple[int, ...]
@@ -40,6 +41,7 @@ class Box:
     at: tuple[int, ...] = ()
     loose: float = np.inf
     seconds: float = 0.0
+    stuck: bool = False
     over: bool = False
 
 
@@ -80,6 +82,7 @@ class Weighing:
             if not self.infeasible:
                 self._boxes = [Box(floors, tuple(len(measure.values) - 1 for measure in self.measures))]
                 self._branch(end)
+                self.infeasible = not self._boxes and self.best is None and self._given_up == np.inf
         except (KeyboardInterrupt, Lost) as error:
             self.stopped = error
         self._tell()
@@ -113,12 +116,10 @@ class Weighing:
                 self._boxes.remove(box)
                 continue
             wide = box.low != box.high
-            if wide and self._weigh(box.high) - self._weigh(box.low) >= box.loose:
+            if wide and (box.stuck or self._weigh(box.high) - self._weigh(box.low) >= box.loose):
                 self._split(box)
             elif box.at != box.high or not box.over:
                 self._look(box, end)
-            elif wide:
-                self._split(box)
             else:
                 self._given_up = min(self._given_up, self._bound(box))
                 self._boxes.remove(box)
@@ -156,7 +157,7 @@ class Weighing:
         m = int(np.argmax(spread))
         values = self.measures[m].values[box.low[m] : box.high[m] + 1]
         middle = box.low[m] + int(np.searchsorted(values, (values[0] + values[-1]) / 2, side="right")) - 1
-        lower = replace(box, high=(*box.high[:m], middle, *box.high[m + 1 :]), loose=np.inf, seconds=0.0)
+        lower = replace(box, high=(*box.high[:m], middle, *box.high[m + 1 :]), at=(), stuck=False)
         box.low = (*box.low[:m], middle + 1, *box.low[m + 1 :])
         self._boxes.append(lower)
 
@@ -167,7 +168,8 @@ class Weighing:
             ends = measure.ends(measure.values[high], ends)
         enough = self.value - self._slack() - self._weigh(box.low)
         now = time.monotonic()
-        box.seconds = 2 * box.seconds if box.at == box.high else max(_LEAST, _SHARE * (end - now))
+        again, proven = box.at == box.high, box.rest
+        box.seconds = 2 * box.seconds if again else max(_LEAST, _SHARE * (end - now))
         box.at = box.high
         until = min(end, now + box.seconds)
         inst = build(self.problem, replace(self.stage, ends=ends))
@@ -180,6 +182,7 @@ class Weighing:
             box.rest = np.inf if search.infeasible else max(box.rest, search.bound)
         self.cut |= search.cut
         box.over = not search.cut
+        box.stuck = box.over or again and box.rest <= proven
         box.loose = min(search.value, self.value - self._weigh(box.low)) - box.rest
 
     def _offer(self, plan: dict[int, tuple]) -> bool:
@@ -192,7 +195,6 @@ class Weighing:
 
     def _tell(self) -> None:
         bound = min([self._given_up, self.value, *(self._bound(box) for box in self._boxes)])
-        if not self._boxes and self._given_up == np.inf and self.best is None:
-            bound = -np.inf
-        self.bound = max(self.bound, bound)
-        self.report(self.value, self.bound)
+        if bound < np.inf:  # else no plan is possible, or none of the boxes has been looked at
+            self.bound = max(self.bound, bound)
+            self.report(self.value, self.bound)
