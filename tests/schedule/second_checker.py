@@ -150,6 +150,14 @@ def measure(problem, allocation, name):
     if name == "fairness":
         alone = {job.name: fastest_alone(problem, job) for job, _ in ends}
         return max(((end - problem.clock.release(job.release)) / alone[job.name] for job, end in ends), default=0.0)
+    if name == "owner_fairness":
+        worst = 0.0
+        for owner in {job.owner for job, _ in ends}:
+            mine = [(problem.clock.release(job.release), end, job) for job, end in ends if job.owner == owner]
+            first = min(release for release, _, _ in mine)
+            alone = max(release + fastest_alone(problem, job) for release, _, job in mine) - first
+            worst = max(worst, (max(end for _, end, _ in mine) - first) / alone)
+        return worst
     # Carbon is a cost at other prices.
     pools = tuple(
         replace(pool, price={"slots": [gram * pool.kw * pool.pue / 1000 for gram in pool.carbon["slots"]]})
@@ -182,7 +190,7 @@ def brute_force(problem):
     where there is no plan. For tiny problems without mix_pools."""
     objective, options = problem.objective, []
     order = objective.order
-    if "fairness" in order and "cost" not in order:
+    if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
         order = (*order, "cost")
     for job in problem.jobs:
         choices = [None] + [

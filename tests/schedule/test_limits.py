@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigmodel import schedule
-from bigmodel.schedule import cures, instance, mip, programmes, search, solver, worker
+from bigmodel.schedule import cures, instance, mip, programmes, search, weighing, worker
 
 
 def test_time_limit_holds_and_says_so():
@@ -190,15 +190,25 @@ def test_a_lost_process_in_a_bisection_returns_its_plan(monkeypatch, bisected):
     assert "since the solver's process ended" in plan.status and plan.account.violations == []
 
 
-def test_ctrl_c_between_the_frontier_and_the_weighing(monkeypatch):
+def test_ctrl_c_between_the_floors_and_the_weighing_keeps_the_plan_that_weighs_least(monkeypatch):
     problem = schedule.generate(12, 2, 36, 0.4, "B", seed=1).problem
-    problem = replace(problem, objective=schedule.Objective(weights={"cost": 1.0, "makespan": 1.0}))
+    weights = {"cost": 1.0, "makespan": 1.0, "fairness": 1.0}
+    problem = replace(problem, objective=schedule.Objective(weights=weights))
+    offered, offer = [], weighing.Weighing._offer
 
-    def interrupted(problem, stage):
+    def noted(self, plan):
+        better = offer(self, plan)
+        offered.append((self.value, plan))
+        return better
+
+    def interrupted(self, box, end):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(solver, "build", interrupted)  # the bisection has its own name for it
-    assert "; interrupted after" in schedule.solve(problem, time_limit=20).status
+    monkeypatch.setattr(weighing.Weighing, "_offer", noted)
+    monkeypatch.setattr(weighing.Weighing, "_look", interrupted)
+    plan = schedule.solve(problem, time_limit=20)
+    assert "; interrupted after" in plan.status and len(offered) == 2
+    assert plan.value == pytest.approx(offered[-1][0])
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), worker.Lost("gone")], ids=["interrupt", "lost"])

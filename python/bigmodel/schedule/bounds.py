@@ -12,7 +12,7 @@ once: b pays the prices of the slots before its end, a those of the slots from i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,11 @@ class Prices:
             np.zeros(len(inst.stage.limits)),
             np.zeros((len(inst.pairs), slots)),
         )
+
+    def mixed(self, other: Prices, keep: float) -> Prices:
+        """`keep` of these prices and the rest of the other's."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Prices(*(keep * mine + (1 - keep) * theirs for mine, theirs in pairs))
 
     def rent(self, inst: Instance) -> float:
         """What L takes off: the prices of all that there is, negative."""

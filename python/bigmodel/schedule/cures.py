@@ -46,7 +46,7 @@ def infeasible(problem: Problem, causes: Sequence[Cause], end: float) -> Infeasi
         pass
     cures.sort(key=lambda cure: cure.size(problem))
     cures = cures[:_MOST]
-    reasons = [cause.text for cause in causes] + _compared(problem, causes, cures)
+    reasons = [cause.text for cause in causes] + _compared(problem, causes, cures) + explain.kept(problem)
     texts = [cure.text(problem) for cure in cures]
     return Infeasible(reasons, texts, [made(problem, cure.changes) for cure in cures])
 

@@ -13,6 +13,7 @@ from bigmodel.schedule.problem import Job, Problem
 from bigmodel.schedule.stretch import FAMILIES, Change, Deadline, listed, loosened, plural
 
 _NAMED = 4  # jobs that a sentence names
+_VALUE_COUNTS = "which counts only where cost has a weight, comes first in the order, or second to lateness (hard jobs)"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def together(problem: Problem) -> Cause:
     budgets = len(rules.budgets(problem))
     meets += ["every budget" if budgets > 1 else "the budget"] if budgets else []
     return Cause(f"no plan within capacity {'meets ' + listed(meets) if meets else 'ends before the horizon does'}")
+
+
+def kept(problem: Problem) -> list[str]:
+    """That some jobs have a value and may not be dropped all the same."""
+    names = [job.name for job in problem.jobs if job.value is not None and not rules.may_drop(problem, job)]
+    return [f"{listed(names)} may not be dropped despite a value, {_VALUE_COUNTS}"] if names else []
 
 
 # --- one job ----------------------------------------------------------------------------------------------------------

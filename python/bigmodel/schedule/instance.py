@@ -109,6 +109,12 @@ class Instance:
     groups: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # pools that share a quota
 
     @property
+    def size(self) -> int:
+        """About how many columns the whole programme has."""
+        jobs = self.jobs
+        return sum(max(0, data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in jobs)
+
+    @property
     def h(self) -> float:
         return self.problem.slot_hours
 

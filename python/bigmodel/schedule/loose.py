@@ -239,8 +239,7 @@ def _programme(problem: Problem, families: tuple[str, ...], end: float) -> State
     stage = stage_for(problem, {"cost": 1.0})
     wide = replace(stage, ends=(problem.slots,) * len(problem.jobs)) if elastic.deadlines else stage
     inst = build(problem, wide)
-    size = sum(max(0, d.last - d.first) * len(d.pool) * (3 if d.switches else 1) for d in inst.jobs)
-    if size > _MODEL or any(d.last <= d.first or not len(d.pool) for d in inst.jobs if not np.isfinite(d.drop)):
+    if inst.size > _MODEL or any(d.last <= d.first or not len(d.pool) for d in inst.jobs if not np.isfinite(d.drop)):
         return None
     state = State(inst)
     room = [limit.most for limit in inst.stage.limits]

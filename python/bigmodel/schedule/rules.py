@@ -6,6 +6,7 @@ figure of a plan comes from here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,7 +77,8 @@ class Account:
             return max((last * h for _, last in kept), default=0.0)
         if name == "lateness":
             return float(sum(job.priority * late_hours(problem, job, last) for job, last in kept))
-        return max((slow for slow in slowdowns(self, name).values()), default=0.0)
+        finish = {j: done.finish for j, done in enumerate(self.jobs) if done.finish is not None}
+        return max(slowdowns(problem, name, finish).values(), default=0.0)
 
 
 def check(problem: Problem, allocation: np.ndarray) -> Account:
@@ -166,22 +168,34 @@ def _fastest(problem: Problem, job: Job, work: float, count: np.ndarray, setup: 
     return max(1, int(np.ceil(min(hours) / problem.slot_hours - TOLERANCE))) if hours else problem.slots + 1
 
 
-def slowdowns(account: Account, name: str) -> dict[str, float]:
+def sharer(name: str, job: Job) -> str:
+    """Whose slowdown "fairness" or "owner_fairness" looks at: the job itself, or its owner."""
+    return job.name if name == "fairness" else job.owner
+
+
+def scales(problem: Problem, name: str, members: Iterable[int]) -> dict[str, tuple[int, int]]:
+    """By job or owner: the first release of those of its jobs that are in `members`, and the least slots from there in
+    which each of them could end alone."""
+    rows: dict[str, list[tuple[int, int]]] = {}
+    for j in members:
+        job = problem.jobs[j]
+        release = problem.clock.release(job.release)
+        rows.setdefault(sharer(name, job), []).append((release, release + alone_slots(problem, job)))
+    found = {}
+    for key, pairs in rows.items():
+        first = min(release for release, _ in pairs)
+        found[key] = (first, max(end for _, end in pairs) - first)
+    return found
+
+
+def slowdowns(problem: Problem, name: str, finish: dict[int, int]) -> dict[str, float]:
     """(finish - release) / (fastest possible run alone), by job; by owner, the last finish - the first release, over
-    the least time in which each of the owner's jobs could end alone."""
-    problem = account.problem
-    ends: dict[str, list[tuple[int, int, int]]] = {}
-    for job, done in zip(problem.jobs, account.jobs, strict=True):
-        if done.finish is not None:
-            key = job.name if name == "fairness" else job.owner
-            release = problem.clock.release(job.release)
-            ends.setdefault(key, []).append((release, done.finish, alone_slots(problem, job)))
-    result = {}
-    for key, rows in ends.items():
-        first = min(release for release, _, _ in rows)
-        least = max(release + fastest for release, _, fastest in rows) - first
-        result[key] = (max(finish for _, finish, _ in rows) - first) / least
-    return result
+    the least time in which each of the owner's jobs could end alone. finish: of each job that is planned."""
+    last: dict[str, int] = {}
+    for j, end in finish.items():
+        key = sharer(name, problem.jobs[j])
+        last[key] = max(end, last.get(key, end))
+    return {key: (last[key] - first) / least for key, (first, least) in scales(problem, name, finish).items()}
 
 
 def _running(problem: Problem, job: Job) -> tuple[tuple[int, int], ...]:

@@ -116,7 +116,7 @@ class Search:
 
     def _relax(self) -> None:
         """The relaxation, and while it runs a first plan without its prices."""
-        rough = self._size() > _ROUGH_MODEL
+        rough = self.inst.size > _ROUGH_MODEL
         relaxation = bounds.Relaxation(self.inst, rough)
         self.worker.begin("linprog", relaxation.program() | {"method": "highs-ipm"}, self.patience())
         begin = time.monotonic()
@@ -165,7 +165,7 @@ class Search:
             return
         if self.bound == -np.inf:  # the relaxation was rough, or cut off
             self._certify(self.prices, _COARSE)
-        size = self._size()
+        size = self.inst.size
         if size <= _TINY_MODEL:
             self._exact(_MILP_SECONDS / 2)
         columns = Columns(self.inst)
@@ -246,11 +246,6 @@ class Search:
                 break
         return min(states, key=State.score)
 
-    def _size(self) -> int:
-        """About how many columns the whole programme has."""
-        jobs = self.inst.jobs
-        return sum(max(0, data.last - data.first) * len(data.pool) * (3 if data.switches else 1) for data in jobs)
-
     def _exact(self, limit: float) -> None:
         """The whole programme."""
         inst = self.inst
@@ -297,9 +292,9 @@ class Search:
                 if not master["x"][len(columns.job) + len(inst.jobs) :].any():
                     break
                 width *= 4  # done within the box
-            current = _mixed(centre, columns.prices(master["marginals"]))
+            current = centre.mixed(columns.prices(master["marginals"]), _SMOOTHING)
         self.prices = centre
-        small = self._size() <= _ROUGH_MODEL
+        small = self.inst.size <= _ROUGH_MODEL
         self._certify(centre, None if small else path.UNITS_PER_SLOT["up"])
         if not self.closed() and small and not any(data.switches for data in inst.jobs):
             self._certify(centre, path.FINE)
@@ -400,13 +395,3 @@ class Search:
         if bound > self.bound:
             self.bound = float(bound)
             self.report(self.value, self.bound)
-
-
-def _mixed(centre: Prices, master: Prices) -> Prices:
-    keep, take = _SMOOTHING, 1 - _SMOOTHING
-    return Prices(
-        keep * centre.capacity + take * master.capacity,
-        keep * centre.quota + take * master.quota,
-        keep * centre.limit + take * master.limit,
-        keep * centre.order + take * master.order,
-    )

@@ -8,17 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from bigmodel.schedule import bottleneck, cures, explain, rates, rules, validate
+from bigmodel.schedule import cures, explain, rates, rules, validate
+from bigmodel.schedule.bisection import Bisection
 from bigmodel.schedule.errors import Infeasible, Unknown
 from bigmodel.schedule.instance import Instance, Limit, Stage, build, stage_for
 from bigmodel.schedule.plan import Plan, StageResult
 from bigmodel.schedule.problem import Problem
 from bigmodel.schedule.search import Search
+from bigmodel.schedule.weighing import Weighing
 from bigmodel.schedule.worker import Lost, shared
 
 SEPARABLE = ("cost", "carbon", "lateness")
 
 TIME_LIMIT = 30.0  # seconds
+_NEAR = 0.5  # seconds before the limit from which it is what ended a search
+_RESUMED = 0.2  # seconds that must be left for a bisection to go on
 _LONGEST = 1e7  # seconds that a wait for the solver's process can be given
 Progress = Callable[[float, float, float], None]  # incumbent, bound, seconds
 
@@ -70,6 +74,7 @@ class _Solve:
         self.stopped = ""  # what ended the search from outside; {} for when
         self.interrupted = False
         self.shadow: np.ndarray | None = None
+        self.unproven: tuple[int, Bisection, float] | None = None  # a stage that time cut off: its search, when
 
     def plan(self) -> Plan:
         causes = explain.necessary(self.problem)
@@ -92,7 +97,7 @@ class _Solve:
 
     def _infeasible(self, causes: list[explain.Cause]) -> None:
         if not self.explain:
-            raise Infeasible([cause.text for cause in causes])
+            raise Infeasible([cause.text for cause in causes] + explain.kept(self.problem))
         raise cures.infeasible(self.problem, causes, self.end)
 
     # --- stages -------------------------------------------------------------------------------------------------------
@@ -102,18 +107,37 @@ class _Solve:
         if objective.weights:
             self._weighted(objective.weights)
             return
-        stage = stage_for(self.problem, {"cost": 1.0})
         order = objective.order
         if {"fairness", "owner_fairness"} & set(order) and "cost" not in order:
             order = (*order, "cost")  # among the fairest, the cheapest
-        for index, measure in enumerate(order):
+        self._ordered(order, 0, stage_for(self.problem, {"cost": 1.0}))
+        while self.unproven is not None and not self.stopped and time.monotonic() < self.end - _RESUMED:
+            self._resume(order, *self.unproven)
+
+    def _ordered(self, order: tuple[str, ...], first: int, stage: Stage) -> None:
+        """Stages from `first` on, each with its share of the time that is left."""
+        for index in range(first, len(order)):
             end = time.monotonic() + (self.end - time.monotonic()) / (len(order) - index)
-            if measure in SEPARABLE:
-                stage = self._separable(stage, measure, end)
+            if order[index] in SEPARABLE:
+                stage = self._separable(stage, order[index], end)
             else:
-                stage = self._bottleneck(stage, measure, end)
+                stage = self._bottleneck(stage, order[index], end)
             if self.best is None or self.stopped:
                 return
+
+    def _resume(self, order: tuple[str, ...], index: int, bisection: Bisection, ended: float) -> None:
+        """Gives an unproven bisection what the later stages left of the time; they start again from a better plan."""
+        value, now = bisection.value, time.monotonic()
+        self._bisect(bisection, max(self.end - (now - ended), (now + self.end) / 2))
+        self.results[index] = StageResult(order[index], bisection.value, bisection.bound)
+        since = time.monotonic()
+        if bisection.value == value:
+            ended += since - now
+        else:
+            self.best, ended = bisection.best, since
+            del self.results[index + 1 :]
+            self._ordered(order, index + 1, replace(bisection.stage, ends=bisection.ends))
+        self.unproven = None if bisection.ended else (index, bisection, ended)
 
     def _separable(self, stage: Stage, measure: str, end: float) -> Stage:
         stage = replace(stage, weights={measure: 1.0})
@@ -127,48 +151,46 @@ class _Solve:
         return replace(stage, limits=(*stage.limits, Limit(measure, members, weights, most)))
 
     def _bottleneck(self, stage: Stage, measure: str, end: float) -> Stage:
-        found = bottleneck.minimise(self.problem, stage, measure, shared(), end, self.seed)
-        if found.infeasible and self.best is None:
+        bisection = Bisection(self.problem, stage, measure, shared(), gap=self.gap, seed=self.seed, start=self.best)
+        self._bisect(bisection, end)
+        if bisection.infeasible and self.best is None:
             self._infeasible([explain.together(self.problem)])
+        if bisection.best is None:
+            return stage
+        self.best = bisection.best
+        self.results.append(StageResult(measure, bisection.value, bisection.bound))
+        if self.unproven is None and not bisection.ended:
+            self.unproven = len(self.results) - 1, bisection, time.monotonic()
+        return replace(stage, ends=bisection.ends)
+
+    def _bisect(self, bisection: Bisection, end: float) -> None:
+        bisection.run(end)
+        self.cut |= bisection.cut
+        if bisection.stopped is not None:
+            self._stop(bisection.stopped)
+
+    def _weighted(self, weights: dict[str, float]) -> None:
+        """Separable measures are priced; branch and bound on the values of the others."""
+        separable = {name: weights[name] for name in SEPARABLE if weights.get(name)}
+        others = {name: weights[name] for name in weights if name not in SEPARABLE and weights[name]}
+        if not others:
+            stage = stage_for(self.problem, separable or {"cost": 0.0})
+            self._search(build(self.problem, stage), self.end, "weighted")
+            return
+        found = Weighing(
+            self.problem, separable, others, shared(), gap=self.gap, seed=self.seed, report=self._report
+        ).run(self.end)
         self.cut |= found.cut
         if found.stopped is not None:
             self._stop(found.stopped)
-        if found.best is not None:
-            self.best = found.best
-            self.results.append(StageResult(measure, found.value, found.bound))
-            return replace(stage, ends=found.ends)
-        return stage
-
-    def _weighted(self, weights: dict[str, float]) -> None:
-        """Separable measures are priced; the others are bounded alone, and weighed on the plans that are met."""
-        separable = {name: weights[name] for name in SEPARABLE if weights.get(name)}
-        others = [name for name in weights if name not in SEPARABLE and weights[name]]
-        stage = stage_for(self.problem, separable or {"cost": 0.0})
-        if not others:
-            self._search(build(self.problem, stage), self.end, "weighted")
+        if found.infeasible and found.best is None:
+            self._infeasible([explain.together(self.problem)])
+        if found.best is None:
             return
-        met = bottleneck.frontier(self.problem, stage, others, shared(), self.end, self.seed)
-        self.best = met.best
-        self.results = [StageResult("weighted", np.inf, -np.inf)]
-        if met.stopped is not None:
-            self._stop(met.stopped)
-        best, bound = None, -np.inf
-        for index, ends in enumerate([stage.ends, *met.ends]):
-            if self.stopped:
-                break
-            end = time.monotonic() + (self.end - time.monotonic()) / (len(met.ends) + 1 - index)
-            search = self._run(build(self.problem, replace(stage, ends=ends)), end, self.best)
-            if index == 0:
-                bound = search.bound + sum(weights[name] * met.floor[name] for name in others)
-                if search.infeasible and self.best is None:
-                    self._infeasible([explain.together(self.problem)])
-            if search.best is not None:
-                account = rules.check(self.problem, self._allocation(search.best))
-                value = sum(weight * account.measure(name) for name, weight in weights.items())
-                if best is None or value < best:
-                    best, self.best = value, search.best
-        if best is not None:
-            self.results = [StageResult("weighted", best, bound)]
+        self.best = found.best
+        self.results = [StageResult("weighted", found.value, found.bound)]
+        if found.prices is not None and separable.get("cost"):
+            self.shadow = found.prices.capacity / separable["cost"]
 
     def _search(self, inst: Instance, end: float, measure: str) -> None:
         search = self._run(inst, end, self.best)
@@ -178,12 +200,12 @@ class _Solve:
             self.best = search.best
             self.results.append(StageResult(measure, search.value, search.bound))
 
-    def _run(self, inst: Instance, end: float, start: dict[int, tuple] | None) -> Search:
-        def report(value: float, bound: float) -> None:
-            if self.progress is not None:
-                self.progress(value, bound, time.monotonic() - self.begin)
+    def _report(self, value: float, bound: float) -> None:
+        if self.progress is not None:
+            self.progress(value, bound, time.monotonic() - self.begin)
 
-        search = Search(inst, shared(), end, self.gap, self.seed, report)
+    def _run(self, inst: Instance, end: float, start: dict[int, tuple] | None) -> Search:
+        search = Search(inst, shared(), end, self.gap, self.seed, self._report)
         try:
             search.run(start)
         except (KeyboardInterrupt, Lost) as error:
@@ -211,7 +233,7 @@ class _Solve:
             raise RuntimeError(f"solve: the plan found breaks a rule and is not returned: {account.violations[0]}.")
         results = tuple(self._measured(account, result) for result in self.results)
         seconds = time.monotonic() - self.begin
-        status = _status(results, self.stopped, self.cut, self.gap, seconds)
+        status = _status(results, self.stopped, self.cut, self.gap, seconds, self.end - self.begin)
         complete = not (self.cut or self.stopped)
         notes = _notes(account)
         return Plan(
@@ -233,7 +255,7 @@ class _Solve:
         return StageResult(result.measure, float(value), float(min(result.bound, value)))
 
 
-def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: float, seconds: float) -> str:
+def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: float, seconds: float, limit: float) -> str:
     first = results[0]
     if not np.isfinite(first.gap):
         quality = "a plan, with no bound proven"
@@ -245,9 +267,12 @@ def _status(results: tuple[StageResult, ...], stopped: str, cut: bool, gap: floa
         quality = f"within {first.gap:.2%} of the best possible, short of the {gap:.2%} asked"
     if stopped:
         return f"{quality}; {stopped.format(f' after {seconds:.1f} s')}"
-    if cut:
+    if cut and seconds > limit - _NEAR:
         return f"{quality}; time ran out after {seconds:.1f} s, so another run may end elsewhere"
-    return f"{quality}; the search ended after {seconds:.1f} s"
+    if cut:
+        return f"{quality}; it took {seconds:.1f} s and cut some steps short, so another run may end elsewhere"
+    over = "" if first.gap <= max(gap, 1e-6) else ", with nothing left to try"
+    return f"{quality}; the search ended after {seconds:.1f} s{over}"
 
 
 def _notes(account: rules.Account) -> tuple[str, ...]:
