@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 _EPILOG = """exit status: 0 a plan, or --check found nothing wrong; 1 the problem is not valid, or a file cannot be
@@ -24,6 +25,8 @@ def add_to(commands) -> None:
     command.add_argument("--time-limit", type=float, default=30.0, metavar="S", help="seconds (default 30)")
     command.add_argument("--gap", type=float, default=0.01, metavar="G", help="stop at this proven gap (default 0.01)")
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--replan", metavar="NOW", help="plan the plan of an earlier --json again from a slot or time")
+    command.add_argument("--changes", type=Path, metavar="FILE", help="what has changed by --replan: .toml or .json")
     command.add_argument("--emit", choices=("slurm", "skypilot", "kueue"), help="write what this engine runs")
     command.add_argument("--out", type=Path, default=Path("plan"), metavar="DIR", help="where --emit writes")
     command.set_defaults(action=run)
@@ -49,12 +52,22 @@ def run(arguments: argparse.Namespace) -> int:
     given = [name for name in _SIZING if getattr(arguments, name) is not None]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} belongs to 'bigmodel plan estimate'.")
+    if arguments.replan is not None:
+        from bigmodel.schedule import replanning
+
+        if arguments.check:
+            raise ValueError("--check is of a problem; --replan checks the plan that it reads.")
+        return _solve(arguments, *replanning.again(arguments.problem, arguments.replan, arguments.changes))
+    if arguments.changes is not None:
+        raise ValueError("--changes belongs to --replan.")
     problem = files.load(arguments.problem)
     if arguments.check:
         copies = len(problem.expanded.jobs)
         print(f"{arguments.problem}: valid; {copies} jobs, {len(problem.pools)} pools, {problem.slots} slots")
         return 0
-    return _solve(arguments, problem)
+    from bigmodel.schedule import solver
+
+    return _solve(arguments, partial(solver.solve, problem))
 
 
 _SIZING = ("params", "tokens", "device", "mfu", "sequence", "micro_batch")
@@ -71,14 +84,14 @@ def _estimate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _solve(arguments: argparse.Namespace, problem) -> int:
-    from bigmodel.schedule import errors, plot, solver
+def _solve(arguments: argparse.Namespace, solve, before=None) -> int:
+    """Plans and prints; `before` is the plan that is planned again."""
+    from bigmodel.schedule import errors, plot
 
     if arguments.gantt is not None and arguments.gantt.suffix not in plot.SUFFIXES:
         raise ValueError(f"--gantt {arguments.gantt} must end in {', '.join(plot.SUFFIXES)}.")
     try:
-        plan = solver.solve(
-            problem,
+        plan = solve(
             time_limit=arguments.time_limit,
             gap=arguments.gap,
             seed=arguments.seed,
@@ -96,6 +109,8 @@ def _solve(arguments: argparse.Namespace, problem) -> int:
     print(plan.table())
     for line in plan.prices():
         print(line)
+    if before is not None:
+        print(before.diff(plan))
     if arguments.gantt is not None:
         plan.gantt(arguments.gantt)
     if arguments.json is not None:

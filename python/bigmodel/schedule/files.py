@@ -30,15 +30,18 @@ def load(path: str | Path) -> Problem:
     Raises:
         OSError: the file cannot be read. ValueError: it is no TOML or JSON, or no valid problem; one sentence.
     """
-    path = Path(path)
+    return from_dict(read(Path(path), "a problem"), folder=str(Path(path).parent))
+
+
+def read(path: Path, what: str) -> Any:
+    """The data of a .toml or .json file, which holds `what`."""
     if path.suffix not in (".toml", ".json"):
-        raise ValueError(f"{path}: a problem is a .toml or a .json file.")
+        raise ValueError(f"{path}: {what} is a .toml or a .json file.")
     try:
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else toml().loads(text)
+        return json.loads(text) if path.suffix == ".json" else toml().loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
-    return from_dict(data, folder=str(path.parent))
 
 
 def toml() -> Any:
@@ -71,14 +74,27 @@ def example() -> str:
 
 
 def from_dict(data: dict[str, Any], folder: str = ".") -> Problem:
-    return _build(Problem, data, "", folder=folder)
+    return build(Problem, data, "", folder=folder)
 
 
-def to_dict(problem: Problem) -> dict[str, Any]:
-    return _plain(problem)
+def to_dict(value: Problem | Objective) -> dict[str, Any]:
+    return _plain(value)
 
 
-def _build(kind: type, data: Any, path: str, **more: Any) -> Any:
+def self_contained(problem: Problem) -> Problem:
+    """The problem with the columns of CSV files written out, so that it can be read anywhere and later."""
+    tables = {"count": problem.count, "price": problem.price, "carbon": problem.grams}
+    pools = []
+    for p, pool in enumerate(problem.pools):
+        given = {name: getattr(pool, name) for name in tables}
+        columns = [name for name, value in given.items() if isinstance(value, dict) and "csv" in value]
+        written: dict[str, Any] = {name: {"slots": tables[name][p].tolist()} for name in columns}
+        pools.append(dataclasses.replace(pool, **written))
+    return dataclasses.replace(problem, pools=tuple(pools))
+
+
+def build(kind: type, data: Any, path: str, **more: Any) -> Any:
+    """A dataclass of problem.py from a table of its fields; `path` is where the table stands."""
     here = path or "the problem"
     if not isinstance(data, dict):
         raise ValueError(f"{here}: must be a table, got {data!r}.")
@@ -99,27 +115,27 @@ def _value(kind: type, name: str, value: Any, path: str) -> Any:
     if (kind, name) in _NESTED:
         inner, many = _NESTED[kind, name]
         if not many:
-            return _build(inner, value, path)
+            return build(inner, value, path)
         if not isinstance(value, list):
             raise ValueError(f"{path}: must be a list of tables, got {value!r}.")
-        return tuple(_build(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(build(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
     if name in _TUPLES:
         if not isinstance(value, list):
             raise ValueError(f"{path}: must be a list, got {value!r}.")
         return tuple(value)
     if name in ("quotas", "budgets", "env", "weights") and not isinstance(value, dict):
         raise ValueError(f"{path}: must be a table, got {value!r}.")
-    return _text(value)
+    return iso(value)
 
 
-def _text(value: Any) -> Any:
+def iso(value: Any) -> Any:
     """TOML has dates of its own; here times are ISO text."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if isinstance(value, list):
-        return [_text(item) for item in value]
+        return [iso(item) for item in value]
     if isinstance(value, dict):
-        return {key: _text(item) for key, item in value.items()}
+        return {key: iso(item) for key, item in value.items()}
     return value
 
 
