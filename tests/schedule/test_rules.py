@@ -108,3 +108,14 @@ def test_measures():
 def test_shape_is_checked():
     with pytest.raises(ValueError, match="allocation has shape"):
         check(one(), np.zeros((1, 1, 5)))
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1.0, 0.5])
+def test_counts_that_are_no_counts_are_violations(count):
+    account = check(one(), np.full((1, 1, 6), count))
+    assert account.violations[0] == "j: a device count is negative or not whole" and account.jobs[0].runs == []
+
+
+def test_text_is_no_allocation():
+    with pytest.raises(ValueError, match="check: allocation must hold whole numbers"):
+        check(one(), np.full((1, 1, 6), "1"))

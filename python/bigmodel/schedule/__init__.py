@@ -7,7 +7,7 @@ docs/planner.md holds the model in formulas.
 from importlib import import_module as _import_module
 
 _HOMES = {
-    "Changes": "replanning",
+    "Changes": "changes",
     "Infeasible": "errors",
     "Unknown": "errors",
     "Job": "problem",

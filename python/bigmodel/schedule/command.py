@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 _EPILOG = """exit status: 0 a plan, or --check found nothing wrong; 1 the problem is not valid, or a file cannot be
@@ -27,6 +28,8 @@ def add_to(commands) -> None:
     command.add_argument("--time-limit", type=seconds, metavar="S", help="seconds (default 30)")
     command.add_argument("--gap", type=share, metavar="G", help="stop at this proven gap (default 0.01)")
     command.add_argument("--seed", type=_number(int, 0), help="default 0")
+    command.add_argument("--replan", metavar="NOW", help="plan the plan of an earlier --json again from a slot or time")
+    command.add_argument("--changes", type=Path, metavar="FILE", help="what has changed by --replan: .toml or .json")
     command.add_argument("--emit", choices=("slurm", "skypilot", "kueue"), help="write what this engine runs")
     command.add_argument("--out", type=Path, metavar="DIR", help="where --emit writes (default plan)")
     command.set_defaults(action=run)
@@ -53,7 +56,7 @@ def _number(kind: Callable[[str], float], least: float, *, above: bool = False) 
 
 
 _SOLVING = ("time_limit", "gap", "seed")
-_PLANNING = ("gantt", "json", *_SOLVING, "emit", "out")
+_PLANNING = ("gantt", "json", *_SOLVING, "replan", "changes", "emit", "out")
 _SIZING = ("params", "tokens", "device", "mfu", "sequence", "micro_batch")
 
 
@@ -74,12 +77,21 @@ def run(arguments: argparse.Namespace) -> int:
         _refuse(arguments, "--check", *_PLANNING)
     if arguments.emit is None:
         _refuse(arguments, "a plan without --emit", "out")
+    if arguments.replan is None:
+        _refuse(arguments, "a plan without --replan", "changes")
+    else:
+        from bigmodel.schedule import replanning
+
+        again, before = replanning.again(arguments.problem, arguments.replan, arguments.changes)
+        return _solve(arguments, before.problem, again, before)
     problem = files.load(arguments.problem)
     if arguments.check:
         copies = len(problem.expanded.jobs)
         print(f"{arguments.problem}: valid; {copies} jobs, {len(problem.pools)} pools, {problem.slots} slots")
         return 0
-    return _solve(arguments, problem)
+    from bigmodel.schedule import solver
+
+    return _solve(arguments, problem, partial(solver.solve, problem))
 
 
 def _wrong(text: str) -> argparse.ArgumentError:
@@ -112,14 +124,14 @@ def _estimate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _solve(arguments: argparse.Namespace, problem) -> int:
-    from bigmodel.schedule import emit, errors, solver
+def _solve(arguments: argparse.Namespace, problem, solve, before=None) -> int:
+    """Plans and prints; `before` is the plan that is planned again."""
+    from bigmodel.schedule import emit, errors
 
     out = arguments.out or Path("plan")
     _check_outputs(arguments, problem, out)
     try:
-        plan = solver.solve(
-            problem,
+        plan = solve(
             progress=_progress if sys.stderr.isatty() else None,
             **_given(arguments, _SOLVING),
         )
@@ -135,6 +147,8 @@ def _solve(arguments: argparse.Namespace, problem) -> int:
     print(plan.table())
     for line in plan.prices():
         print(line)
+    if before is not None:
+        print(before.diff(plan))
     if arguments.gantt is not None:
         plan.gantt(arguments.gantt)
     if arguments.json is not None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bigmodel.schedule import series
 from bigmodel.schedule.problem import Job, Objective, Pool, Problem, Rate, Running
 
 # Fields that hold further dataclasses, and whether they hold many.
@@ -33,18 +32,18 @@ def load(path: str | Path) -> Problem:
             one sentence.
     """
     path = Path(path)
+    return from_dict(read(path, "a problem"), folder=str(path.parent))
+
+
+def read(path: Path, what: str) -> Any:
+    """The data of a .toml or .json file, which holds `what`."""
     if path.suffix not in (".toml", ".json"):
-        raise ValueError(f"{path}: a problem is a .toml or a .json file.")
-    try:
-        return from_dict(_parsed(path), folder=str(path.parent))
-    except RecursionError:
-        raise ValueError(f"{path}: is nested too deeply.") from None
-
-
-def _parsed(path: Path) -> Any:
+        raise ValueError(f"{path}: {what} is a .toml or a .json file.")
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else toml().loads(text)
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
 
@@ -89,21 +88,27 @@ def example() -> str:
 
 
 def from_dict(data: dict[str, Any], folder: str = ".") -> Problem:
-    return _build(Problem, data, "", folder=folder)
+    return build(Problem, data, "", folder=folder)
 
 
-def to_dict(problem: Problem) -> dict[str, Any]:
+def to_dict(value: Problem | Objective) -> dict[str, Any]:
     """What `from_dict` reads from any folder: a column of a CSV file becomes its value in each slot."""
-    data = _plain(problem)
-    for p, pool in enumerate(data["pools"]):
-        for name in ("count", "price", "carbon"):
-            if isinstance(pool.get(name), dict) and "csv" in pool[name]:
-                values = problem.count if name == "count" else series.averages(problem, name)
-                pool[name] = {"slots": values[p].tolist()}
-    return data
+    return _plain(_self_contained(value) if isinstance(value, Problem) else value)
 
 
-def _build(kind: type, data: Any, path: str, **more: Any) -> Any:
+def _self_contained(problem: Problem) -> Problem:
+    tables = {"count": problem.count, "price": problem.price, "carbon": problem.grams}
+    pools = []
+    for p, pool in enumerate(problem.pools):
+        given = {name: getattr(pool, name) for name in tables}
+        columns = [name for name, value in given.items() if isinstance(value, dict) and "csv" in value]
+        written: dict[str, Any] = {name: {"slots": tables[name][p].tolist()} for name in columns}
+        pools.append(dataclasses.replace(pool, **written))
+    return dataclasses.replace(problem, pools=tuple(pools))
+
+
+def build(kind: type, data: Any, path: str, **more: Any) -> Any:
+    """A dataclass of problem.py from a table of its fields; `path` is where the table stands."""
     here = path or "the problem"
     if not isinstance(data, dict):
         raise ValueError(f"{here}: must be a table, got {data!r}.")
@@ -124,27 +129,27 @@ def _value(kind: type, name: str, value: Any, path: str) -> Any:
     if (kind, name) in _NESTED:
         inner, many = _NESTED[kind, name]
         if not many:
-            return _build(inner, value, path)
+            return build(inner, value, path)
         if not isinstance(value, list):
             raise ValueError(f"{path}: must be a list of tables, got {value!r}.")
-        return tuple(_build(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(build(inner, item, f"{path}[{index}]") for index, item in enumerate(value))
     if name in _TUPLES:
         if not isinstance(value, list):
             raise ValueError(f"{path}: must be a list, got {value!r}.")
         return tuple(value)
     if name in ("quotas", "budgets", "env", "weights") and not isinstance(value, dict):
         raise ValueError(f"{path}: must be a table, got {value!r}.")
-    return _text(value)
+    return iso(value)
 
 
-def _text(value: Any) -> Any:
+def iso(value: Any) -> Any:
     """TOML has dates of its own; here times are ISO text."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if isinstance(value, list):
-        return [_text(item) for item in value]
+        return [iso(item) for item in value]
     if isinstance(value, dict):
-        return {key: _text(item) for key, item in value.items()}
+        return {key: iso(item) for key, item in value.items()}
     return value
 
 

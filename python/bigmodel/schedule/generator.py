@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bigmodel.schedule import validate
 from bigmodel.schedule.problem import Job, PerSlot, Pool, Problem, Rate
 
 COUNTS = (1, 2, 4, 8)
 FAMILIES = ("A", "B", "C")
+_FULLEST = 0.95  # share of capacity beyond which no plan is planted
 
 # (name, ownership, price per device-hour, speed, billing), in the order in which pools are added.
 _POOLS = (
@@ -45,8 +47,13 @@ def generate(
     Raises:
         ValueError: an argument out of range.
     """
-    if family not in FAMILIES or not 1 <= pools <= len(_POOLS) or not 0 < load <= 0.95 or min(jobs, slots) < 1:
-        raise ValueError(f"generate: family {family!r}, pools {pools} or load {load} is out of range.")
+    validate.whole(jobs, "generate: jobs", least=1)
+    validate.whole(pools, "generate: pools", least=1, most=len(_POOLS))
+    validate.whole(slots, "generate: slots", least=1, most=validate.MOST_SLOTS)
+    validate.whole(seed, "generate: seed", most=2**63 - 1)
+    validate.choice(family, "generate: family", FAMILIES)
+    if not validate.number(load, "generate: load", above=True) <= _FULLEST:
+        raise ValueError(f"generate: load: is {load}; it must be at most {_FULLEST}.")
     rng = np.random.default_rng([seed, FAMILIES.index(family), jobs, pools, slots])
     counts = 8 * rng.integers(2, 7, pools)  # nodes of 8
     free = np.repeat(counts[:, None], slots, axis=1)

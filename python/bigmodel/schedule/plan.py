@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bigmodel.schedule import rules
-from bigmodel.schedule.problem import Problem, When
+from bigmodel.schedule import files, plot, rules, text
+from bigmodel.schedule.problem import Objective, Problem, When
 from bigmodel.schedule.rules import Account, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bigmodel.schedule.replanning import Changes
+    from bigmodel.schedule.changes import Changes
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,18 @@ class StageResult:
         proven = {"bound": self.bound, "gap": self.gap} if np.isfinite(self.gap) else {"bound": None, "gap": None}
         return {"measure": self.measure, "value": self.value, **proven}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StageResult:
+        return cls(data["measure"], data["value"], -np.inf if data["bound"] is None else data["bound"])
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """allocation: devices, integers of shape (jobs, pools, slots), in the order of problem.jobs and problem.pools.
 
     problem has its replicas written out. status is a sentence; complete says whether the search ended by itself, so
     that the same input and seed give the same plan; interrupted, whether Ctrl-C ended it. notes: what a reader should
-    know, such as spot and deadlines.
+    know, such as spot and deadlines. Plans are equal if they would be written alike.
     """
 
     problem: Problem
@@ -64,8 +69,13 @@ class Plan:
     notes: tuple[str, ...] = ()
     past: tuple[dict[str, Any], ...] = ()  # rows of runs before Problem.now
     moves: tuple[str, ...] = ()  # what re-planning moved, and what that costs
+    softened: tuple[str, ...] = ()  # jobs whose hard deadlines re-planning has given up
+    wished: Objective | None = None  # the objective that was asked for, where giving them up has changed it
     shadow: np.ndarray | None = field(default=None, repr=False)  # price of capacity, per device and slot
     interrupted: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, Plan) else NotImplemented
 
     @cached_property
     def account(self) -> Account:
@@ -180,8 +190,6 @@ class Plan:
         return pandas.DataFrame(self.rows())
 
     def table(self) -> str:
-        from bigmodel.schedule import text
-
         return text.plan(self)
 
     def gantt(self, path: str | Path) -> None:
@@ -190,13 +198,9 @@ class Plan:
         Raises:
             ValueError: another suffix. ImportError: matplotlib is missing (.png and .svg).
         """
-        from bigmodel.schedule import plot
-
         plot.gantt(self, Path(path))
 
     def to_dict(self) -> dict[str, Any]:
-        from bigmodel.schedule import files
-
         return {
             "status": self.status,
             "complete": self.complete,
@@ -215,22 +219,57 @@ class Plan:
             "cost_by_pool": self.cost_by_pool,
             "utilisation": self.utilisation,
             "runs": self.rows(),
+            "softened": list(self.softened),
+            "wished": None if self.wished is None else files.to_dict(self.wished),
+            "shadow": None if self.shadow is None else self.shadow.tolist(),
             "problem": files.to_dict(self.problem),
         }
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        """`to_dict` and its checksum; columns of CSV files are written out."""
+        data = self.to_dict()
+        return json.dumps(data | {"sha256": _checksum(json.dumps(data))}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError: no such text, one that was changed since, or a plan that breaks a rule; one sentence.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"plan: is no JSON: {error}.") from None
+        if not isinstance(data, dict) or "sha256" not in data:
+            raise ValueError("plan: has no sha256; a plan is what Plan.to_json and `bigmodel plan --json` write.")
+        if data["sha256"] != _checksum(text):
+            raise ValueError("plan: was changed after it was written, so nothing that it claims can be relied on.")
+        problem = files.from_dict(data["problem"])
+        plan = cls(
+            problem=problem,
+            allocation=_allocation(problem, [*data["past"], *data["runs"]]),
+            status=data["status"],
+            stages=tuple(StageResult.from_dict(stage) for stage in data["stages"]),
+            complete=data["complete"],
+            seconds=data["seconds"],
+            notes=tuple(data["notes"]),
+            past=tuple(data["past"]),
+            moves=tuple(data["moves"]),
+            softened=tuple(data["softened"]),
+            wished=None if data["wished"] is None else files.build(Objective, data["wished"], "wished"),
+            shadow=None if data["shadow"] is None else np.array(data["shadow"]),
+        )
+        if plan.account.violations:
+            raise ValueError(f"plan: breaks a rule: {plan.account.violations[0]}.")
+        return plan
 
     def diff(self, other: Plan) -> str:
         """What `other` does differently from the later plan's `now` on, one line per job, and what that costs."""
-        from bigmodel.schedule import text
-
         return text.diff(self, other)
 
     def prices(self) -> list[str]:
         """What one more device of each pool would save, by the relaxation's prices of capacity: an upper estimate."""
-        from bigmodel.schedule import text
-
         return text.prices(self)
 
     def replan(self, now: When, changes: Changes | Mapping[str, Any] | None = None, **options) -> Plan:
@@ -238,3 +277,19 @@ class Plan:
         from bigmodel.schedule import replanning
 
         return replanning.replan(self, now, changes, **options)
+
+
+def _checksum(text: str) -> str:
+    """Of a plan's JSON without its checksum, however it is laid out."""
+    data = {key: value for key, value in json.loads(text, parse_int=float).items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _allocation(problem: Problem, rows: list[dict[str, Any]]) -> np.ndarray:
+    jobs = {job.name: j for j, job in enumerate(problem.jobs)}
+    pools = {pool.name: p for p, pool in enumerate(problem.pools)}
+    table = np.zeros((len(jobs), len(pools), problem.slots), dtype=np.int64)
+    for row in rows:
+        if row["job"] in jobs:
+            table[jobs[row["job"]], pools[row["pool"]], row["first"] : row["last"]] = row["devices"]
+    return table

@@ -182,14 +182,19 @@ class Problem:
         return series.averages(self, "price")
 
     @cached_property
+    def grams(self):
+        """gCO2 per kWh, shape (pools, slots)."""
+        from bigmodel.schedule import series
+
+        return series.averages(self, "carbon")
+
+    @cached_property
     def carbon(self):
         """Kilograms of CO2 per device-hour, shape (pools, slots): kW x PUE x gCO2/kWh / 1000."""
         import numpy as np
 
-        from bigmodel.schedule import series
-
         kw = np.array([pool.kw * pool.pue for pool in self.pools])
-        return series.averages(self, "carbon") * kw[:, None] / 1000.0
+        return self.grams * kw[:, None] / 1000.0
 
     @cached_property
     def expanded(self) -> Problem:

@@ -91,8 +91,11 @@ def check(problem: Problem, allocation: np.ndarray) -> Account:
     shape = (len(problem.jobs), len(problem.pools), problem.slots)
     if np.shape(allocation) != shape:
         raise ValueError(f"check: allocation has shape {np.shape(allocation)}, but jobs, pools and slots are {shape}.")
+    allocation = np.asarray(allocation)
+    if allocation.dtype.kind not in "iuf":
+        raise ValueError(f"check: allocation must hold whole numbers, got {allocation.dtype}.")
     broken: list[str] = []
-    jobs = [_job(problem, job, np.asarray(allocation[j]), broken) for j, job in enumerate(problem.jobs)]
+    jobs = [_job(problem, job, allocation[j], broken) for j, job in enumerate(problem.jobs)]
     _capacity(problem, allocation, broken)
     _precedence(problem, jobs, broken)
     _budgets(problem, jobs, broken)
@@ -204,11 +207,11 @@ def _running(problem: Problem, job: Job) -> tuple[tuple[int, int], ...]:
 
 
 def _job(problem: Problem, job: Job, table: np.ndarray, broken: list[str]) -> JobAccount:
+    if not ((table >= 0) & (table == np.floor(table)) & np.isfinite(table)).all():
+        broken.append(f"{job.name}: a device count is negative or not whole")
+        return JobAccount(cost_by_pool=np.zeros(len(problem.pools)))
     runs = runs_of(table, problem.now)
     done = JobAccount(runs=runs, cost_by_pool=np.zeros(len(problem.pools)))
-    if (table < 0).any() or (table != np.round(table)).any():
-        broken.append(f"{job.name}: a device count is negative or not whole")
-        return done
     if not runs:
         if job.value is None:
             broken.append(f"{job.name}: is not planned")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bigmodel.schedule import rates, validate
+from bigmodel.schedule.capacity import Free
 from bigmodel.schedule.generator import spot_prices
 from bigmodel.schedule.instance import build, stage_for
 from bigmodel.schedule.problem import Job, Problem, Running
@@ -32,8 +34,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class Outcome:
-    """cost: currency; of BOUND, a lower bound on it. missed: jobs late or unfinished, so also those with a value that
-    were left out. interruptions: runs that a pool's end cut."""
+    """cost: currency from Problem.now on, with the value of jobs that were left out; of BOUND, a lower bound on it.
+    missed: jobs late or unfinished, so also those with a value that were left out. interruptions: runs that a pool's
+    end cut."""
 
     policy: str
     cost: float
@@ -44,6 +47,7 @@ class Outcome:
 
 def trace(problem: Problem, seed: int) -> Trace:
     """Spot prices that revert to a daily cycle, and spot pools up for 1 to 24 hours and down for 1 to 6."""
+    validate.whole(seed, "trace: seed", most=2**63 - 1)
     rng, h = np.random.default_rng(seed), problem.slot_hours
     hour = np.floor(np.arange(problem.slots) * h + 1e-9).astype(int)
     price, count = problem.price.copy(), problem.count.copy()
@@ -69,27 +73,50 @@ def simulate(problem: Problem, trace: Trace, policy: str = "plan", seed: int = 0
     "greedy" takes for each job what does work cheapest now; "fcfs" the first job first and the cheapest devices that
     are free; "on_demand" only on-demand devices. "clairvoyant" is no policy but the lower bound on the cost of all that
     meet every deadline. A job on a pool that goes down loses half a checkpoint's interval of work, and its restart when
-    it starts again. Budgets do not hold a policy back.
+    it starts again. Replay begins at Problem.now, with the jobs as they stand there. A job with a value that is never
+    finished costs it. Nobody is held back by budgets, and the stability of running jobs is in no cost.
 
     Raises:
-        ValueError: an unknown policy, a trace of another shape, a job that mixes pools, or one without a fallback.
+        ValueError: an unknown policy, a trace of another shape, with what is no price or count, a job that mixes pools,
+            or one without a fallback.
     """
     validate.choice(policy, "simulate: policy", (*POLICIES, BOUND))
-    shape = (len(problem.pools), problem.slots)
-    for name, table in vars(trace).items():
-        if np.shape(table) != shape:
-            raise ValueError(f"simulate: trace.{name} has shape {np.shape(table)}, but pools and slots are {shape}.")
+    _check(problem, trace)
     if policy == BOUND:
         begin = time.monotonic()
         return Outcome(policy, clairvoyant(problem, trace), (), 0, time.monotonic() - begin)
-    return _Replay(problem.expanded, trace, policy, seed).run()
+    return _Replay(problem, trace, policy, seed).run()
 
 
 def clairvoyant(problem: Problem, trace: Trace, seconds: float = 10.0, gap: float = 0.01) -> float:
     """A lower bound on the cost of any policy that meets every deadline, knowing the whole trace."""
-    known = _with(problem.expanded, trace.price, trace.count, calm=True)
+    replay = _Replay(problem, trace, BOUND)
+    replay.interrupt(problem.now)
+    known = _with(replay.standing(range(len(replay.jobs)), problem.now), trace.price, trace.count, calm=True)
+    # The trace may break what the rules may not: a run that is not preemptible, or shorter than min_run.
+    down = set(np.nonzero(np.diff(trace.count[:, problem.now :]) < 0)[0])
+    jobs = [
+        replace(job, preemptible=True, min_run=1) if any(rate[p] for p in down) else job
+        for job, rate in zip(known.jobs, replay.rate, strict=True)
+    ]
+    known = replace(known, jobs=tuple(jobs), stability=0.0)
     inst = build(known, stage_for(known, {"cost": 1.0}))
     return Search(inst, shared(), time.monotonic() + seconds, gap).run().bound
+
+
+def _check(problem: Problem, trace: Trace) -> None:
+    if not isinstance(trace, Trace):
+        raise ValueError(f"simulate: trace: must be a Trace, got {trace!r}.")
+    shape = (len(problem.pools), problem.slots)
+    for name, table in vars(trace).items():
+        path = f"simulate: trace.{name}"
+        if np.shape(table) != shape:
+            raise ValueError(f"{path} has shape {np.shape(table)}, but pools and slots are {shape}.")
+        if not isinstance(table, np.ndarray) or table.dtype.kind not in "iuf":
+            raise ValueError(f"{path} must be an array of numbers.")
+        whole = name != "count" or table == np.floor(table)
+        if not (np.isfinite(table) & (table >= 0) & whole).all():
+            raise ValueError(f"{path} must hold finite{' whole' if name == 'count' else ''} numbers, none below 0.")
 
 
 def _with(problem: Problem, price: np.ndarray, count: np.ndarray, calm: bool = False) -> Problem:
@@ -103,6 +130,11 @@ def _with(problem: Problem, price: np.ndarray, count: np.ndarray, calm: bool = F
         for p, pool in enumerate(problem.pools)
     )
     return replace(problem, pools=pools)
+
+
+def _unlimited(problem: Problem) -> Problem:
+    jobs = tuple(replace(job, budget=None) for job in problem.jobs)
+    return replace(problem, jobs=jobs, budget=None, budgets={})
 
 
 @dataclass
@@ -119,9 +151,9 @@ class _Live:
 
 
 class _Replay:
-    def __init__(self, problem: Problem, trace: Trace, policy: str, seed: int):
-        self.problem, self.trace, self.policy, self.seed = problem, trace, policy, seed
-        self.jobs = [_Live(job, job.work - job.done) for job in problem.jobs]
+    def __init__(self, problem: Problem, trace: Trace, policy: str, seed: int = 0):
+        self.problem, self.trace, self.policy, self.seed = _unlimited(problem.expanded), trace, policy, seed
+        problem = self.problem
         self.cost, self.interruptions = 0.0, 0
         # The trace interrupts, so a rate is what the devices give while they are there.
         calm = [replace(pool, interruptions_per_hour=0.0) for pool in problem.pools]
@@ -132,13 +164,23 @@ class _Replay:
             if not any(rate[p] for p in self._fallback()):
                 kind = "on-demand" if policy == "on_demand" else "owned, reserved or on-demand"
                 raise ValueError(f"simulate: job {job.name} has no {kind} pool to fall back to.")
+        self.jobs = [self._live(j, job) for j, job in enumerate(problem.jobs)]
+
+    def _live(self, j: int, job: Job) -> _Live:
+        live, running = _Live(job, job.work - job.done, started=job.started), job.running
+        if running is not None:
+            at = self.problem.pool_index(running.pool), running.devices
+            if at[1] in self.rate[j][at[0]]:
+                live.at, live.slots, live.setup = at, running.slots, running.setup_left
+        return live
 
     def run(self) -> Outcome:
         begin = time.monotonic()
-        for slot in range(self.problem.slots):
-            self._interrupt(slot)
+        for slot in range(self.problem.now, self.problem.slots):
+            self.interrupt(slot)
             wanted = getattr(self, f"_{self.policy}")(slot)
             self._step(slot, wanted)
+        self.cost += sum(live.job.value or 0.0 for live in self.jobs if live.finish is None)
         missed = [live.job.name for live in self.jobs if not self._in_time(live)]
         return Outcome(self.policy, float(self.cost), tuple(missed), self.interruptions, time.monotonic() - begin)
 
@@ -157,8 +199,9 @@ class _Replay:
             if live.finish is None and release(live.job.release) <= slot and set(live.job.after) <= done
         ]
 
-    def _interrupt(self, slot: int) -> None:
-        free = _Free(self.problem, self.trace.count[:, slot])
+    def interrupt(self, slot: int) -> None:
+        """Ends the runs whose devices the trace takes away."""
+        free = Free(self.problem, self.trace.count[:, slot, None])
         for j, live in enumerate(self.jobs):
             if live.at is not None and not free.take(*live.at):
                 lost = self.rate[j][live.at[0]][live.at[1]] * live.job.checkpoint_every / 2
@@ -198,13 +241,15 @@ class _Replay:
 
     def _urgent(self, j: int, slot: int) -> bool:
         """Whether the job must run on steady devices from now on to be in time, with one slot to spare."""
-        live = self.jobs[j]
-        if live.job.deadline is None:
-            return False
-        speeds = [rate for p in self._fallback() for rate in self.rate[j][p].values()]
-        setup = max(self.problem.pools[p].startup_hours for p in self._fallback()) + live.job.restart
-        need = math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
-        return self.problem.clock.deadline(live.job.deadline) - slot <= need + 1
+        deadline = self.jobs[j].job.deadline
+        return deadline is not None and self.problem.clock.deadline(deadline) - slot <= self._steady_slots(j) + 1
+
+    def _steady_slots(self, j: int) -> int:
+        """Slots that the job takes on steady devices, set up anew as slowly as on any of them."""
+        live, pools = self.jobs[j], self._fallback()
+        fastest = max(rate for p in pools for rate in self.rate[j][p].values())
+        setup = max(self.problem.pools[p].startup_hours for p in pools) + live.job.restart
+        return math.ceil((live.left / fastest + setup) / self.problem.slot_hours)
 
     def _goes_on(self, j: int) -> bool:
         """Whether the job's run may not be broken off: it is not preemptible, or shorter than min_run yet."""
@@ -214,7 +259,7 @@ class _Replay:
     def _take(self, slot: int, order: list[int], allowed, keep=()) -> dict[int, tuple[int, int]]:
         """`keep`, and what may not be broken off, goes on; then each job in turn takes the pool that does its work
         cheapest now, and there all it can; the urgent first."""
-        free = _Free(self.problem, self.trace.count[:, slot])
+        free = Free(self.problem, self.trace.count[:, slot, None])
         taken: dict[int, tuple[int, int]] = {}
         for j in order:
             at = self.jobs[j].at
@@ -282,58 +327,32 @@ class _Replay:
         for p, pool in enumerate(problem.pools):
             if pool.ownership == "spot" and self.trace.count[p, slot] == 0:
                 count[p, (later >= 0) & (hours < _DOWN_HOURS)] = 0
+        count[:, slot] = self.trace.count[:, slot]
+        now = self.standing(waiting, slot)
+        # A deadline that cannot be met is kept out of the way: the job then runs as soon as it can.
+        pairs = zip(now.jobs, waiting, strict=True)
+        jobs = tuple(replace(job, deadline=self._reachable(j, slot), soft=False) for job, j in pairs)
+        return _with(replace(now, jobs=jobs), price, count)
+
+    def standing(self, chosen: Sequence[int], slot: int) -> Problem:
+        """The problem of some jobs from a slot on, as they stand."""
         jobs = []
-        names = {self.jobs[j].job.name for j in waiting}
-        for j in waiting:
+        names = {self.jobs[j].job.name for j in chosen}
+        for j in chosen:
             live, job = self.jobs[j], self.jobs[j].job
             running = None
             if live.at is not None:
-                name = problem.pools[live.at[0]].name
+                name = self.problem.pools[live.at[0]].name
                 running = Running(pool=name, devices=live.at[1], slots=live.slots, setup_left=live.setup)
             after = tuple(name for name in job.after if name in names)
-            # A deadline that cannot be met is kept out of the way: the job then runs as soon as it can.
-            jobs.append(
-                replace(
-                    job,
-                    done=job.work - live.left,
-                    started=live.started,
-                    running=running,
-                    after=after,
-                    deadline=self._reachable(j, slot),
-                )
-            )
-        return _with(replace(problem, now=slot, jobs=tuple(jobs)), price, count)
+            done = job.work - live.left
+            jobs.append(replace(job, done=done, started=live.started, running=running, after=after))
+        return replace(self.problem, now=slot, jobs=tuple(jobs))
 
     def _reachable(self, j: int, slot: int) -> int | None:
         """The deadline less a slot to spare for an interruption, or the soonest end that can still be reached."""
-        live = self.jobs[j]
-        if live.job.deadline is None:
+        job = self.jobs[j].job
+        if job.deadline is None:
             return None
-        speeds = [rate for p in self._fallback() for rate in self.rate[j][p].values()]
-        setup = max(self.problem.pools[p].startup_hours for p in self._fallback()) + live.job.restart
-        first = max(slot, self.problem.clock.release(live.job.release))
-        soonest = first + math.ceil((live.left / max(speeds) + setup) / self.problem.slot_hours)
-        due = self.problem.clock.deadline(live.job.deadline)
-        return min(self.problem.slots, max(due - 1, soonest))
-
-
-class _Free:
-    """Devices of one slot that are not taken, within quotas."""
-
-    def __init__(self, problem: Problem, count: np.ndarray):
-        self.count, self.quota = count.copy(), dict(problem.quotas)
-        self.group = [pool.quota_group for pool in problem.pools]
-
-    def room(self, p: int) -> int:
-        group = self.group[p]
-        return int(self.count[p] if group is None else min(self.count[p], self.quota[group]))
-
-    def take(self, p: int, n: int) -> bool:
-        """Whether n devices of pool p were left, which are then taken."""
-        if self.room(p) < n:
-            return False
-        self.count[p] -= n
-        group = self.group[p]
-        if group is not None:
-            self.quota[group] -= n
-        return True
+        soonest = max(slot, self.problem.clock.release(job.release)) + self._steady_slots(j)
+        return min(self.problem.slots, max(self.problem.clock.deadline(job.deadline) - 1, soonest))
