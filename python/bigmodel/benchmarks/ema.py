@@ -9,8 +9,7 @@ import torch
 from bigmodel.benchmarks import _updates
 from bigmodel.benchmarks.goals import DEFAULT_PAGES, Goal
 from bigmodel.benchmarks.harness import OURS, Case, Workload
-from bigmodel.ops import ema_
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, ema_
 
 DECAY = 0.999
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import grad_clip
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, grad_clip
 from bigmodel.optim import _batches, _state, _total
 from bigmodel.optim._batches import Batch, Rows
 from bigmodel.optim._distributed import all_plain, device_of, is_dtensor, spread_of, whole

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bigmodel import _check
-from bigmodel.ops import ema_
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, ema_
 from bigmodel.optim import _state
 from bigmodel.optim._distributed import local
 
