@@ -305,3 +305,21 @@ def test_traces_are_seeded_and_within_what_is_said():
     edges = np.flatnonzero(np.diff(spot.astype(int)))
     lengths = np.diff(edges)
     assert lengths.max() <= 24 and (one.count[[0, 2]] == week.count[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("now", ["x", "2026-13-01T00:00"])
+def test_a_now_that_is_no_time_is_named(now):
+    with pytest.raises(ValueError, match=f"^replan: now: '{now}' is neither a slot nor an ISO time"):
+        plan(release=0).replan(now)
+
+
+@pytest.mark.parametrize("now", [None, 1.5, True])
+def test_a_now_that_is_no_slot_is_named(now):
+    with pytest.raises(ValueError, match="^replan: now: must be a whole number, got"):
+        plan(release=0).replan(now)
+
+
+@pytest.mark.parametrize("value", [None, "x", {}])
+def test_only_a_problem_is_solved(value):
+    with pytest.raises(ValueError, match="^solve: problem must be a bigmodel.schedule.Problem, got"):
+        schedule.solve(value)

@@ -51,13 +51,18 @@ def replan(
         options: of `solve`.
 
     Raises:
-        ValueError: an unknown job or pool in `changes`, or nothing is left to do. Infeasible, Unknown: as `solve`.
+        ValueError: a `now` that is none, an unknown job or pool in `changes`, or nothing is left to do.
+        Infeasible, Unknown: as `solve`.
     """
     from bigmodel.schedule.solver import TIME_LIMIT, solve
 
     begin = time.monotonic()
     changes = changes if isinstance(changes, Changes) else _changes(changes or {})
-    now = plan.problem.clock.release(now) if isinstance(now, str) else now
+    if isinstance(now, str):
+        try:
+            now = plan.problem.clock.release(now)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"replan: now: {now!r} is neither a slot nor an ISO time ({error}).") from None
     problem, rows, past = remaining(plan, now, changes)
     if stability is not None:
         problem = replace(problem, stability=stability)
