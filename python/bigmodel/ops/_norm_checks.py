@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -55,6 +56,19 @@ def check_options(op: str, eps: Any, weight_offset: Any, memory_efficient: Any, 
     _check.number(op, "weight_offset", weight_offset)
     _check.flag(op, "memory_efficient", memory_efficient)
     _check.dtype(op, "out_dtype", out_dtype)
+
+
+def check_module(
+    op: str, normalized_shape: Any, eps: Any, weight_offset: Any, memory_efficient: Any, out_dtype: Any, affine: bool
+) -> None:
+    """Refuses in a constructor what the first call would; None for an eps or out_dtype that the op chooses."""
+    if isinstance(normalized_shape, Iterable) and not isinstance(normalized_shape, (str, Tensor)):
+        normalized_shape = tuple(normalized_shape)
+    _check.shape(op, normalized_shape)
+    check_options(
+        op, 0.0 if eps is None else eps, weight_offset, memory_efficient, _float32 if out_dtype is None else out_dtype
+    )
+    check_offset(op, affine, weight_offset)
 
 
 def check_offset(op: str, affine: bool, weight_offset: float) -> None:
