@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from bigmodel.ops._norm_checks import check_module
 class _Options:
     """What the modules have beside torch.nn's: the ops' options."""
 
-    weight: Tensor | None
+    weight: Any
     weight_offset: float
     memory_efficient: bool
     out_dtype: torch.dtype | None

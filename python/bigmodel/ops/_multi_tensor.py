@@ -60,6 +60,7 @@ def _check_sequence(op: str, name: str, tensors: Any) -> None:
 def _check_rows(op: str, lists: Mapping[str, Tensors], optional: Sequence[str]) -> None:
     """Tensors, and on one device: of several, the dispatcher would pick one, and meta's does nothing."""
     (first_name, first), *_ = lists.items()
+    device: torch.device | None = None
     for name, tensors in lists.items():
         if not first and tensors:
             raise ValueError(f"{op}: {name} has {len(tensors)} tensors, but {first_name} has 0.")
@@ -68,10 +69,10 @@ def _check_rows(op: str, lists: Mapping[str, Tensors], optional: Sequence[str]) 
                 continue
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{op}: {name}[{row}] must be a torch.Tensor, got {_check.kind(tensor)}.")
-            if tensor.device != first[0].device:
+            device = device or tensor.device
+            if tensor.device != device:
                 raise ValueError(
-                    f"{op}: {name}[{row}] is on device '{tensor.device}', but {first_name}[0] is on "
-                    f"'{first[0].device}'."
+                    f"{op}: {name}[{row}] is on device '{tensor.device}', but {first_name}[0] is on '{device}'."
                 )
 
 

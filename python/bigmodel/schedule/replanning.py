@@ -58,11 +58,7 @@ def replan(
 
     begin = time.monotonic()
     changes = changes if isinstance(changes, Changes) else _changes(changes or {})
-    if isinstance(now, str):
-        try:
-            now = plan.problem.clock.release(now)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"replan: now: {now!r} is neither a slot nor an ISO time ({error}).") from None
+    now = _slot(plan, now)
     problem, rows, past = remaining(plan, now, changes)
     if stability is not None:
         problem = replace(problem, stability=stability)
@@ -90,6 +86,15 @@ def replan(
         past=tuple(past),
         moves=tuple(_moves(found)),
     )
+
+
+def _slot(plan: Plan, now: When) -> int:
+    if not isinstance(now, str):
+        return now
+    try:
+        return plan.problem.clock.release(now)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"replan: now: {now!r} is neither a slot nor an ISO time ({error}).") from None
 
 
 def remaining(plan: Plan, now: int, changes: Changes) -> tuple[Problem, np.ndarray, list[dict[str, Any]]]:
