@@ -74,3 +74,21 @@ def test_every_window_can_be_drawn():
 def test_impossible_batches_are_refused(text, sizes, message):
     with pytest.raises(ValueError, match=f"sample_batch: {message}"):
         sample_batch(text, seed=0, step=0, **sizes)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"text": "abc" * 20}, "text must be bytes, got str; encode it first"),
+        ({"text": None}, "text must be bytes, got NoneType; encode it first"),
+        ({"batch": "2"}, "batch must be an int, got str"),
+        ({"length": 2.0}, "length must be an int, got float"),
+        ({"seed": None}, "seed must be an int, got NoneType"),
+        ({"step": True}, "step must be an int, got bool"),
+    ],
+    ids=str,
+)
+def test_a_batch_of_what_is_no_text_is_refused(change, words):
+    given = {"text": b"abc" * 20, "batch": 2, "length": 4, "seed": 0, "step": 0} | change
+    with pytest.raises(TypeError, match=f"^sample_batch: {words}.$"):
+        sample_batch(given.pop("text"), **given)

@@ -113,6 +113,28 @@ def test_clipping_refuses_sparse_gradients():
         bigmodel.clip_grad_norm_(embedding.parameters(), 1.0)
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((5, 1.0), "parameters must be a tensor or tensors, got int"),
+        ((None, 1.0), "parameters must be a tensor or tensors, got NoneType"),
+        (([1], 1.0), r"parameters\[0\] must be a torch.Tensor, got int"),
+        (({"a": 1}, 1.0), r"parameters\[0\] must be a torch.Tensor, got str"),
+        (([], "x"), "max_norm must be a number, got 'x'"),
+        (([], None), "max_norm must be a number, got NoneType"),
+        (([], torch.ones(2)), r"max_norm must be a number, got a tensor of shape \(2,\)"),
+        (([], -1.0), "max_norm is -1.0; it must be at least 0"),
+        (([], float("nan")), "max_norm is nan; it must be at least 0"),
+        (([], 1.0, "x"), "norm_type must be a number, got 'x'"),
+        (([], 1.0, 2.0, "x"), "error_if_nonfinite must be a bool, got str"),
+    ],
+    ids=str,
+)
+def test_clipping_refuses_what_it_cannot_take(arguments, words):
+    with pytest.raises((TypeError, ValueError), match=f"^clip_grad_norm_: {words}.$"):
+        bigmodel.clip_grad_norm_(*arguments)
+
+
 def test_the_norm_has_the_same_bits_with_any_number_of_threads():
     params = [nn.Parameter(torch.zeros(300_001)), nn.Parameter(torch.zeros(7))]
     gradient(params, 0)
@@ -197,6 +219,43 @@ def test_frozen_parameters_join_when_they_are_trained():
 def test_decays_out_of_range_are_refused(decay):
     with pytest.raises(ValueError, match="^bigmodel.optim.EMA: decay is .*; it must be at least 0 and below 1.$"):
         EMA(nn.Linear(2, 2), decay)
+
+
+@pytest.mark.parametrize("model", [None, "x", [torch.ones(2)]])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(TypeError, match="^bigmodel.optim.EMA: model must be a torch.nn.Module, got"):
+        EMA(model, 0.9)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"averages": {"weight": torch.ones(3)}}, r"the average of 'weight' has shape \(3,\), but the .*"),
+        ({"averages": {"weight": torch.ones(3, 3).int()}}, "the average of 'weight' must be .*, got torch.int32"),
+        ({"averages": {"weight": [1.0]}}, "the average of 'weight' must be a floating-point tensor, got list"),
+        ({"decay": 5.0}, "decay is 5.0; it must be at least 0 and below 1"),
+        ({"decay": "x"}, "decay must be a number, got str"),
+    ],
+    ids=["shape", "dtype", "list", "decay", "text"],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(change, words):
+    ema = EMA(nn.Linear(3, 3), 0.5)
+    before, good = ema.state_dict(), {"decay": 0.25, "averages": {"bias": torch.ones(3), "weight": torch.ones(3, 3)}}
+    changed = {**good, **change}
+    if "averages" in change:
+        changed["averages"] = {**good["averages"], **change["averages"]}
+    with pytest.raises((TypeError, ValueError), match=f"^bigmodel.optim.EMA: {words}.$"):
+        ema.load_state_dict(changed)
+    assert ema.decay == 0.5 and all(ema.averages[name] is value for name, value in before["averages"].items())
+    with pytest.raises(ValueError, match="what is loaded must have 'decay' and 'averages'"):
+        ema.load_state_dict({})
+
+
+def test_a_decay_that_is_set_is_checked():
+    ema = EMA(nn.Linear(3, 3), 0.5)
+    ema.decay = 1.5
+    with pytest.raises(ValueError, match="EMA: decay is 1.5"):
+        ema.update()
 
 
 def test_it_is_the_average_that_adamw_keeps():

@@ -41,7 +41,7 @@ def _check_inputs(op: str, query: Any, key: Any, value: Any, enable_gqa: Any) ->
             raise ValueError(f"{op}: {name} is on device '{tensor.device}', but query is on '{query.device}'.")
         if tensor.dtype is not query.dtype and not torch.is_autocast_enabled(query.device.type):
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but query has {query.dtype}.")
-    _check_flag(op, "enable_gqa", enable_gqa)
+    _check.flag(op, "enable_gqa", enable_gqa)
     if key.shape[-1] != query.shape[-1]:
         raise ValueError(f"{op}: key has head size {key.shape[-1]}, but query has {query.shape[-1]}.")
     if value.shape[-2] != key.shape[-2]:
@@ -67,11 +67,6 @@ def _check_groups(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
             f"{op}: with enable_gqa, query has {heads} heads, key {shared} and value {value.shape[-3]}; "
             "key and value must have as many, and query a multiple of it."
         )
-
-
-def _check_flag(op: str, name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__}.")
 
 
 def _scores(query: Tensor, key: Tensor, enable_gqa: bool) -> Scores:
@@ -243,8 +238,8 @@ def _checked_path(
     op, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, return_weights, options
 ) -> Path:
     _check_inputs(op, query, key, value, enable_gqa)
-    _check_flag(op, "is_causal", is_causal)
-    _check_flag(op, "return_weights", return_weights)
+    _check.flag(op, "is_causal", is_causal)
+    _check.flag(op, "return_weights", return_weights)
     scores = _scores(query, key, enable_gqa)
     if attn_mask is not None:
         check_mask(op, "attn_mask", attn_mask, scores)

@@ -17,6 +17,11 @@ import torch
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic on tensors of a dtype."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
 def openmp_runtimes() -> list[str]:
     """Paths of the OpenMP runtimes mapped into this process, torch's own first."""
     with open("/proc/self/maps") as maps:

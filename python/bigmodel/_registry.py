@@ -93,11 +93,6 @@ def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
 
 
-def is_kept(tensor: Tensor) -> bool:
-    """Whether `empty_like` this tensor, in its dtype, is memory that is kept between calls."""
-    return tensor.is_cpu and tensor.nbytes >= _memory.LARGE
-
-
 def in_huge_pages(fresh: Tensor) -> Tensor:
     """The tensor; on a CPU, if it is large, its memory comes in huge pages where it has not been touched yet."""
     if fresh.nbytes >= _memory.LARGE and fresh.is_cpu:
@@ -147,6 +142,11 @@ def register(
     if sharding is not None:
         _sharding_rules[op] = sharding
     return op
+
+
+def present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """A schema has no optional results: an empty tensor stands for one that does not exist."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
 def dispatch(op: Any, *args: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
@@ -99,7 +100,33 @@ CASES = {
         "weight_offset is 1.0, but there is no weight",
     ),
     "out_dtype": (lambda: bigmodel.rms_norm(X, 8, out_dtype=torch.int8), TypeError, "out_dtype is torch.int8"),
-    "out_dtype is text": (lambda: bigmodel.rms_norm(X, 8, out_dtype="bf16"), TypeError, "out_dtype is 'bf16'"),
+    "out_dtype is text": (
+        lambda: bigmodel.rms_norm(X, 8, out_dtype="bf16"),
+        TypeError,
+        "out_dtype must be a torch.dtype, got 'bf16'; supported are",
+    ),
+    "memory_efficient": (
+        lambda: bigmodel.rms_norm(X, 8, memory_efficient="yes"),
+        TypeError,
+        "rms_norm: memory_efficient must be a bool, got str",
+    ),
+    "memory_efficient with a residual": (
+        lambda: bigmodel.add_layer_norm(X, X, 8, memory_efficient=1),
+        TypeError,
+        "add_layer_norm: memory_efficient must be a bool, got int",
+    ),
+    "huge eps": (lambda: bigmodel.rms_norm(X, 8, eps=10**400), ValueError, "eps is inf; it must be finite and at"),
+    "huge fraction as eps": (lambda: bigmodel.rms_norm(X, 8, eps=Fraction(10**400)), ValueError, "eps is inf; it must"),
+    "a float in normalized_shape": (
+        lambda: bigmodel.rms_norm(X, (8.0,)),
+        TypeError,
+        "normalized_shape must be an int or a sequence of ints, got (8.0,)",
+    ),
+    "a bool in normalized_shape": (
+        lambda: bigmodel.rms_norm(X[:, :1], (True,)),
+        TypeError,
+        "normalized_shape must be an int or a sequence of ints, got (True,)",
+    ),
     "residual shape": (
         lambda: bigmodel.add_rms_norm(X, W, 8),
         ValueError,

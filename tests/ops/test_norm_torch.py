@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-import bigmodel
+import bigmodel.ops
 from bigmodel import _native
 
 EPS = 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +64,11 @@ CASES = {
         "window is (128, -1); neither side may be negative, and FlashAttention's -1 for no limit is None here",
     ),
     "causal": (lambda: attention(X, causal=1), TypeError, "causal must be a bool, got int"),
+    "numpy's bool": (
+        lambda: attention(X, causal=np.True_),
+        TypeError,
+        f"causal must be a bool, got numpy.{type(np.True_).__name__}",
+    ),
     "window of one": (lambda: attention(X, window=3), TypeError, "window must be a pair (left, right), got 3"),
     "window of floats": (
         lambda: attention(X, window=(1.0, 2)),
@@ -127,6 +133,11 @@ CASES = {
         ValueError,
         "scores is expanded, so inplace=True would write one element several times",
     ),
+    "inplace on overlapping elements": (
+        lambda: attention(X.as_strided((4, 4), (1, 1)), inplace=True),
+        ValueError,
+        "scores has overlapping elements (strides (1, 1)), so inplace=True would write one element several times",
+    ),
     "softmax of a list": (
         lambda: bigmodel.softmax([1.0]),
         TypeError,
@@ -149,6 +160,11 @@ CASES = {
         "log_softmax: dim is 4; input of shape (2, 3, 4, 5) has dims -4 to 3",
     ),
     "softmax dim is text": (lambda: bigmodel.softmax(X, "1"), TypeError, "softmax: dim must be an int, got str"),
+    "torch.nn.functional's third argument": (
+        lambda: bigmodel.softmax(X, -1, 3),
+        TypeError,
+        "softmax: dtype must be a torch.dtype, got 3; supported are",
+    ),
     "softmax dtype": (lambda: bigmodel.softmax(X, -1, torch.int32), TypeError, "softmax: dtype is torch.int32"),
 }
 
@@ -178,3 +194,13 @@ def test_second_derivatives_that_do_not_exist_are_refused(options):
     out = attention(x * 1, **options)
     with pytest.raises(RuntimeError, match="^attention_softmax: there are no second derivatives with"):
         torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+VIEWS = [lambda x: x[..., :3], lambda x: x.transpose(0, 1), lambda x: x[:, ::2], lambda x: x[:1]]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_inplace_on_what_is_scattered_but_not_overlapping(view):
+    scores = view(X.clone())
+    expected = attention(scores.clone())
+    assert attention(scores, inplace=True) is scores and torch.equal(scores, expected)

@@ -154,6 +154,11 @@ def test_bad_sizes(arguments, words):
 def test_bad_shapes():
     with pytest.raises(ValueError, match="layers is -2; it must be finite, above 0"):
         schedule.estimate(1e9, 1e9, "h100", layers=-2)
+    for name in ("params", "tokens", "mfu", "layers", "hidden", "sequence", "micro_batch", "most_devices"):
+        with pytest.raises(ValueError, match=f"^estimate: {name} must be a number, got 'x'.$"):
+            schedule.estimate(**{"params": 1e9, "tokens": 1e9, "device": "h100", name: "x"})
+    with pytest.raises(ValueError, match="^estimate: device is \\[\\]; known are"):
+        schedule.estimate(1e9, 1e9, [])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -328,3 +328,9 @@ def test_what_the_planner_softened_is_hard_again_by_another_deadline():
     free = still.replan(5, {"deadlines": {"long": None}}, gap=1e-6)
     assert free.softened == () and not free.problem.jobs[0].soft and free.problem.objective == Objective()
     assert plan(soft=True).replan(1, {"deadlines": {"long": 11}}, gap=1e-6).problem.jobs[0].soft
+
+
+@pytest.mark.parametrize("value", [None, "x", {}])
+def test_only_a_problem_is_solved(value):
+    with pytest.raises(ValueError, match="^solve: problem must be a bigmodel.schedule.Problem, got"):
+        schedule.solve(value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bigmodel.benchmarks.goals import DEFAULT_PAGES, Goal
 from bigmodel.benchmarks.harness import OURS, Case, Contender, Workload
 
 LARGE, MANY = (1, 50_000_000), (500, 64)  # tensors, elements of each
@@ -51,6 +52,10 @@ def step(call: Callable[[], object], outputs: Sequence[Tensor], keep: Sequence[T
 def present(*modules: str) -> list[str]:
     """The peers that can be imported here."""
     return [name for name in modules if importlib.util.find_spec(name)]
+
+
+def ahead_of(other: str, cases: Iterable[Case]) -> list[Goal]:
+    return [Goal(f"{case.name} ahead of {other}", DEFAULT_PAGES, case.name, other, 1) for case in cases]
 
 
 def case(

@@ -8,7 +8,7 @@ import torch
 
 from bigmodel import optim
 from bigmodel.benchmarks import _updates
-from bigmodel.benchmarks.goals import DEFAULT_PAGES, Goal
+from bigmodel.benchmarks.goals import Goal
 from bigmodel.benchmarks.harness import OURS, Case, Workload
 
 NORM, CLIP = "norm", "clip"
@@ -50,4 +50,4 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
 
 def goals(device: str) -> list[Goal]:
     """What the row promises: ahead of torch's foreach."""
-    return [Goal(f"{case.name} ahead of foreach", DEFAULT_PAGES, case.name, "foreach", 1) for case in cases(device)]
+    return _updates.ahead_of("foreach", cases(device))

@@ -8,7 +8,7 @@ import torch
 
 from bigmodel import optim
 from bigmodel.benchmarks import _updates
-from bigmodel.benchmarks.goals import DEFAULT_PAGES, Goal
+from bigmodel.benchmarks.goals import Goal
 from bigmodel.benchmarks.harness import OURS, Case
 
 OPTIONS = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
@@ -34,4 +34,4 @@ def cases(device: str, *, quick: bool = False, sweep: bool = False) -> list[Case
 
 def goals(device: str) -> list[Goal]:
     """What the row promises: ahead of torch's fused step."""
-    return [Goal(f"{case.name} ahead of fused", DEFAULT_PAGES, case.name, "fused", 1) for case in cases(device)]
+    return _updates.ahead_of("fused", cases(device))

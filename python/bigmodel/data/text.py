@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from bigmodel import _check
+
 # Installed packages and the test suite are no part of what every machine has.
 _NOT_CORPUS = {"site-packages", "dist-packages", "test", "tests"}
 
@@ -55,8 +57,14 @@ def sample_batch(text: bytes, *, batch: int, length: int, seed: int, step: int) 
         (batch, length) int64 tensor on the CPU, values 0 to 255.
 
     Raises:
+        TypeError: the text is no bytes, or another argument no int.
         ValueError: the text is shorter than one window, or a size is not positive.
     """
+    if not isinstance(text, (bytes, bytearray)):
+        raise TypeError(f"sample_batch: text must be bytes, got {_check.kind(text)}; encode it first.")
+    for name, value in (("batch", batch), ("length", length), ("seed", seed), ("step", step)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"sample_batch: {name} must be an int, got {_check.kind(value)}.")
     if batch < 1 or length < 1:
         raise ValueError(f"sample_batch: batch and length are {batch} and {length}; both must be at least 1.")
     if len(text) < length:

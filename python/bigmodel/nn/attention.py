@@ -39,7 +39,12 @@ class AttentionSoftmax(torch.nn.Module):
         device=None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        _check_softmax("AttentionSoftmax", scale, causal, window, softcap, dropout_p, out_dtype, inplace)
+        op = "AttentionSoftmax"
+        _check_softmax(op, scale, causal, window, softcap, dropout_p, out_dtype, inplace)
+        _check.flag(op, "alibi", alibi)
+        _check.flag(op, "sinks", sinks)
+        if num_heads is not None and (isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1):
+            raise ValueError(f"{op}: num_heads is {num_heads!r}; it must be a positive integer, or None.")
         if num_heads is None and (alibi or sinks):
             raise ValueError("AttentionSoftmax: num_heads is None, but alibi and sinks are one value for each head.")
         self.scale = scale
@@ -86,8 +91,7 @@ def _check_softmax(op: str, scale, causal, window, softcap, dropout_p, out_dtype
     """Refuses before the first call what a training step would."""
     nothing = torch.empty(1, 0, 0, device="meta")
     check_scores(op, nothing, False, out_dtype)
-    if not isinstance(inplace, bool):
-        raise TypeError(f"{op}: inplace must be a bool, got {type(inplace).__name__}.")
+    _check.flag(op, "inplace", inplace)
     check_options(op, nothing, scale, None, causal, window, None, softcap, None, dropout_p)
 
 
@@ -135,9 +139,13 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             is_causal: a hint that attn_mask, which must be given, is the causal mask.
 
         Raises:
-            TypeError: a nested tensor, or a mask that is neither bool nor float.
+            TypeError: a nested tensor, a mask that is neither bool nor float, or a flag that is no bool.
             ValueError: a shape that does not fit, or is_causal without attn_mask.
         """
+        op = "MultiheadAttention"
+        _check.flag(op, "need_weights", need_weights)
+        _check.flag(op, "average_attn_weights", average_attn_weights)
+        _check.flag(op, "is_causal", is_causal)
         _check_shapes(self, query, key, value)
         batched = query.dim() == 3
         projected = self._project(query, key, value)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from bigmodel import _check
+
 
 class SinusoidalPositionalEncoding(torch.nn.Module):
     """Adds to each position its sinusoids (Vaswani et al., arXiv 1706.03762, section 3.5).
@@ -21,8 +23,12 @@ class SinusoidalPositionalEncoding(torch.nn.Module):
         max_length: the number of positions in the table.
         base: 10000 in the paper.
         batch_first: the input is (..., length, d_model); False: (length, ..., d_model).
+        dtype: of the table, float32, bfloat16, float16 or float64; None for torch's default.
 
     Shapes: input (..., length, d_model) or (length, ..., d_model), output the same.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
     """
 
     table: Tensor
@@ -32,11 +38,15 @@ class SinusoidalPositionalEncoding(torch.nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        op = "SinusoidalPositionalEncoding"
         for name, size in (("d_model", d_model), ("max_length", max_length)):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"SinusoidalPositionalEncoding: {name} is {size!r}; it must be a positive integer.")
-        if not base > 0:
-            raise ValueError(f"SinusoidalPositionalEncoding: base is {base}; it must be greater than 0.")
+                raise ValueError(f"{op}: {name} is {size!r}; it must be a positive integer.")
+        if not _check.number(op, "base", base) > 0:
+            raise ValueError(f"{op}: base is {base}; it must be greater than 0.")
+        _check.flag(op, "batch_first", batch_first)
+        if dtype is not None:
+            _check.dtype(op, "dtype", dtype)
         self.d_model = d_model
         self.max_length = max_length
         self.base = base
@@ -57,9 +67,15 @@ class SinusoidalPositionalEncoding(torch.nn.Module):
         """The input plus the encodings of positions offset, offset + 1, ...: with a cache, offset is what it holds.
 
         Raises:
+            TypeError: input is no floating-point tensor, or offset no int.
             ValueError: another last dimension than d_model, or positions outside the table.
         """
         name = "SinusoidalPositionalEncoding"
+        if not isinstance(input, Tensor) or input.dtype not in _check.DTYPE_CODES:
+            what = input.dtype if isinstance(input, Tensor) else _check.kind(input)
+            raise TypeError(f"{name}: input must be a tensor of {_check.SUPPORTED}, got {what}.")
+        if isinstance(offset, (bool, Tensor)) or not hasattr(offset, "__index__"):
+            raise TypeError(f"{name}: offset must be an int, got {_check.kind(offset)}.")
         if input.dim() < 2 or input.shape[-1] != self.d_model:
             order = "(..., length" if self.batch_first else "(length, ..."
             raise ValueError(f"{name}: input has shape {tuple(input.shape)}; accepted is {order}, {self.d_model}).")

@@ -1,5 +1,6 @@
 """The ops, one file each."""
 
+from bigmodel.ops._table import TableCache
 from bigmodel.ops.adagrad import adagrad_
 from bigmodel.ops.adam import adam_
 from bigmodel.ops.ema import ema_
@@ -9,6 +10,7 @@ from bigmodel.ops.sgd import sgd_
 from bigmodel.ops.softmax import attention_softmax, log_softmax, softmax
 
 __all__ = [
+    "TableCache",
     "adagrad_",
     "adam_",
     "add_layer_norm",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _registry
-from bigmodel._native import DTYPE_CODES
+from bigmodel._native import DTYPE_CODES, compute_dtype
 
 
 def as_rows(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
@@ -22,14 +22,10 @@ def as_rows(tensor: Tensor, cols: int) -> tuple[Tensor, int]:
     return (matrix, matrix.stride(0)) if matrix.stride(1) == 1 else (tensor.contiguous(), cols)
 
 
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
-
-
 def empty_statistics(like: Tensor, centred: bool, dims: int, x_dtype: torch.dtype) -> Tensor:
     """(1 or 2, *rows): rstd, after the mean if there is one."""
     rows = like.shape[: like.dim() - dims]
-    return like.new_empty((2 if centred else 1, *rows), dtype=statistics_dtype(x_dtype))
+    return like.new_empty((2 if centred else 1, *rows), dtype=compute_dtype(x_dtype))
 
 
 def statistics_pointers(statistics: Tensor | None, centred: bool) -> tuple[int, int]:
@@ -45,9 +41,7 @@ def forward(centred, input, residual, weight, bias, dims, *options):
     return *forward_into(statistics, centred, input, residual, weight, bias, dims, *options), statistics
 
 
-def forward_into(
-    statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype
-):
+def forward_into(statistics, centred, input, residual, weight, bias, dims, eps, weight_offset, out_dtype, x_dtype):
     out = _registry.empty_like(input, out_dtype)
     summed = None if residual is None else _registry.empty_like(input, x_dtype)
     count = out.numel()
@@ -75,7 +69,7 @@ def forward_into(
 
 
 def plain_forward(centred, statistics, input, weight, bias, eps):
-    """`forward_into` for arguments that are `_plain`."""
+    """`forward_into` for arguments that are `_norm_checks.plain`."""
     out = _registry.empty_like(input, input.dtype)
     cols = input.size(-1)
     code = DTYPE_CODES[input.dtype]
@@ -93,7 +87,7 @@ def plain_forward(centred, statistics, input, weight, bias, eps):
 
 
 def plain_backward(centred, grad_out, input, statistics, weight, bias, wants_weight, wants_bias):
-    """`backward` for arguments that are `_plain`."""
+    """`backward` for arguments that are `_norm_checks.plain`."""
     grad_out = grad_out.contiguous()
     grad_x = _registry.empty_like(grad_out, grad_out.dtype)
     grad_weight = torch.empty_like(weight) if wants_weight else None
@@ -137,7 +131,7 @@ def backward(
     table = _registry.native(grad_out)
     partials = None
     if (wants_weight or wants_bias) and (blocks := table.norm_backward_blocks(rows, cols, index)):
-        partials = torch.empty(blocks * 2 * cols, dtype=statistics_dtype(x_dtype), device=grad_out.device)
+        partials = torch.empty(blocks * 2 * cols, dtype=compute_dtype(x_dtype), device=grad_out.device)
     grad_out, grad_out_stride = as_rows(grad_out, cols)
     saved, saved_stride = as_rows(saved, cols)
     statistics = statistics.contiguous()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bigmodel.ops._norm_body import statistics_dtype
+from bigmodel._native import compute_dtype
 
 
 def forward(centred, x, weight, bias, dims, eps, weight_offset, out_dtype):
     """The formula in torch's own ops, for second derivatives and torch.func's transforms."""
     axes = tuple(range(-dims, 0))
-    x = x.to(statistics_dtype(x.dtype))
+    x = x.to(compute_dtype(x.dtype))
     if centred:
         x = x - x.mean(axes, keepdim=True)
     out = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + eps)
@@ -35,7 +35,7 @@ def backward(centred, grad_out, grad_summed, x, weight, dims, eps, weight_offset
     """
     axes = tuple(range(-dims, 0))
     rows = tuple(range(x.dim() - dims))
-    wide = x.to(statistics_dtype(x.dtype))
+    wide = x.to(compute_dtype(x.dtype))
     dy = grad_out.to(wide.dtype)
     if centred:
         wide = wide - wide.mean(axes, keepdim=True)

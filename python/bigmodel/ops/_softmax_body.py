@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bigmodel import _registry
-from bigmodel._native import DTYPE_CODES
-from bigmodel.ops._softmax_reference import Options, compute_dtype
+from bigmodel._native import DTYPE_CODES, compute_dtype
+from bigmodel.ops._softmax_reference import Options
 
 _UNLIMITED = 2**63 - 1  # kUnlimited
 _BOOL = -1  # kBool

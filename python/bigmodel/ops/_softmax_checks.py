@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check
+from bigmodel._native import compute_dtype
 from bigmodel.ops._softmax_reference import Options
 
 
@@ -25,8 +26,7 @@ def check_scores(op: str, scores: Any, inplace: bool, out_dtype: torch.dtype | N
         raise ValueError(f"{op}: scores has shape {tuple(scores.shape)}; accepted is (..., heads, queries, keys).")
     if out_dtype is not None:
         _check.dtype(op, "out_dtype", out_dtype)
-    if not isinstance(inplace, bool):
-        raise TypeError(f"{op}: inplace must be a bool, got {type(inplace).__name__}.")
+    _check.flag(op, "inplace", inplace)
     if not inplace:
         return
     if out_dtype not in (None, scores.dtype):
@@ -38,8 +38,17 @@ def check_scores(op: str, scores: Any, inplace: bool, out_dtype: torch.dtype | N
             raise ValueError(
                 f"{op}: scores is {what} that requires grad, which inplace=True would overwrite; pass inplace=False."
             )
-    if any(stride == 0 and size > 1 for size, stride in zip(scores.shape, scores.stride(), strict=True)):
-        raise ValueError(f"{op}: scores is expanded, so inplace=True would write one element several times.")
+    if not scores.is_contiguous():
+        _check_apart(op, scores)
+
+
+def _check_apart(op: str, scores: Tensor) -> None:
+    reach = 0
+    for stride, size in sorted(zip(scores.stride(), scores.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            what = "is expanded" if stride == 0 else f"has overlapping elements (strides {scores.stride()})"
+            raise ValueError(f"{op}: scores {what}, so inplace=True would write one element several times.")
+        reach += (size - 1) * stride
 
 
 def check_mask(op: str, argument: str, mask: Any, scores: Tensor | Scores) -> None:
@@ -92,8 +101,7 @@ def check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap
     _check.number(op, "scale", scale)
     if mask is not None:
         check_mask(op, "mask", mask, scores)
-    if not isinstance(causal, bool):
-        raise TypeError(f"{op}: causal must be a bool, got {type(causal).__name__}.")
+    _check.flag(op, "causal", causal)
     left, right = _check_window(op, window)
     if causal:
         right = 0
@@ -114,14 +122,80 @@ def check_options(op, scores, scale, mask, causal, window, alibi_slopes, softcap
     return Options(float(scale), left, right, softcap, float(dropout_p))
 
 
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def check_kept_out(grad_out: Tensor, out: Tensor) -> None:
+    """Hooks on saved tensors may give back anything; quick where they did not."""
+    if out.dtype is not grad_out.dtype or out.shape != grad_out.shape or out.device != grad_out.device:
+        _check.kept("softmax", "result", out, grad_out.shape, grad_out.dtype, grad_out.device)
+
+
+def check_kept(op, grad_out, y, scores, sink_probs, seed, scores_dtype) -> None:
+    shape, device = grad_out.shape, grad_out.device
+    _check.kept(op, "result", y, shape, grad_out.dtype, device)
+    if scores is not None:
+        _check.kept(op, "scores", scores, shape, scores_dtype, device)
+    if sink_probs is not None:
+        _check.kept(op, "probabilities of the sinks", sink_probs, shape[:-1], compute_dtype(scores_dtype), device)
+    if seed is not None:
+        _check.kept(op, "seed", seed, seed.shape if seed.numel() == 1 else (), torch.int64, device)
+
+
+def check_out(op: str, grad_out: Any, out: Any, argument: str) -> None:
+    """The first arguments of a registered backward op, which anybody may call."""
+    _check.tensor(op, "grad_out", grad_out)
+    if not grad_out.dim():
+        raise ValueError(f"{op}: grad_out has no dimension; there must be one to sum over.")
+    _check.exactly(op, argument, out, grad_out.shape, "grad_out", grad_out.dtype, grad_out.device)
+
+
+def check_seed(op: str, seed: Any, dropout_p: float, like: Tensor) -> None:
+    if (seed is None) != (dropout_p == 0):
+        raise ValueError(f"{op}: seed must be there with dropout_p > 0, and only then; dropout_p is {dropout_p}.")
+    if seed is not None and (seed.dtype is not torch.int64 or seed.numel() != 1 or seed.device != like.device):
+        raise ValueError(
+            f"{op}: seed is {seed.dtype} with {seed.numel()} elements on '{seed.device}'; it must be one int64 element "
+            f"on '{like.device}'."
+        )
+
+
+def check_backward(
+    op, grad_out, saved, scores, sink_probs, seed, options: Options, scores_dtype, mask_shape, wants_sinks
+) -> None:
+    """The arguments of the registered backward op."""
+    check_out(op, grad_out, saved, "saved")
+    _check.dtype(op, "scores_dtype", scores_dtype)
+    shape, device = tuple(grad_out.shape), grad_out.device
+    if len(shape) < 2 or (wants_sinks and len(shape) < 3):
+        raise ValueError(f"{op}: grad_out has shape {shape}; accepted is (..., heads, queries, keys).")
+    check_seed(op, seed, options.dropout_p, grad_out)
+    check_options(op, grad_out, options.scale, None, False, (options.left, options.right), None, options.softcap, None,
+                  options.dropout_p)  # fmt: skip
+    for argument, value, wanted in (("scores", scores, options.softcap is not None),
+                                    ("sink_probs", sink_probs, wants_sinks)):  # fmt: skip
+        if wanted and value is None:
+            raise ValueError(f"{op}: {argument} is None, but softcap and wants_sinks need scores and sink_probs.")
+    if scores is not None:
+        _check.exactly(op, "scores", scores, shape, "grad_out", scores_dtype, device)
+    if sink_probs is not None:
+        compute = compute_dtype(scores_dtype)
+        _check.exactly(op, "sink_probs", sink_probs, shape[:-1], "one for each query", compute, device)
+    if mask_shape is not None:
+        own = tuple(mask_shape)
+        ends = zip(own[::-1], shape[::-1], strict=False)
+        if len(own) > len(shape) or any(size not in (1, whole) for size, whole in ends):
+            raise ValueError(f"{op}: mask_shape is {own}, which does not broadcast to grad_out's {shape}.")
+
+
 def check_dim(op: str, input: Any, dim: Any, dtype: Any) -> int:
     """dim counted from the front."""
     _check.tensor(op, "input", input)
-    if dtype is not None:
-        _check.dtype(op, "dtype", dtype)
     if isinstance(dim, bool) or not hasattr(dim, "__index__"):
         raise TypeError(f"{op}: dim must be an int, got {type(dim).__name__}.")
     dims = max(input.dim(), 1)
     if not -dims <= dim < dims:
         raise ValueError(f"{op}: dim is {dim}; input of shape {tuple(input.shape)} has dims {-dims} to {dims - 1}.")
+    if dtype is not None:
+        _check.dtype(op, "dtype", dtype)
     return int(dim) % dims

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigmodel import _native, _registry
 from bigmodel._native import DTYPE_CODES
-from bigmodel.ops import _softmax_body
+from bigmodel.ops import _softmax_body, _softmax_checks
 
 _cpu = _native.load().cpu  # CUDA has no such kernel
 _NARROW = 16  # columns: the kernel computes 32 side by side, and for 8 of them torch's is faster (docs/decisions.md)
@@ -62,6 +62,7 @@ class _ColumnSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
+        _softmax_checks.check_kept_out(grad_out, out)
         if _softmax_body.native_backward(grad_out, out):
             return _backward(grad_out, out, ctx.dim, ctx.log), None, None
         aten = torch.ops.aten

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bigmodel._native import compute_dtype
+
 _MASK32 = 0xFFFFFFFF
 
 
@@ -22,10 +24,6 @@ class Options(NamedTuple):
     right: int | None = None
     softcap: float | None = None
     dropout_p: float = 0.0
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def offsets(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -59,23 +59,33 @@ class Table:
 
 
 class TableCache:
-    """Holds the last table of one caller, say of one parameter group, for as long as its tensors are of one kind."""
+    """What a multi-tensor op (`adam_`, `sgd_`, ...) may keep between calls: its table of addresses.
 
-    __slots__ = ("_described", "_names", "_table")
+    Make one for each list of tensors that is updated again and again, say for each parameter group, and pass it as
+    `cache` in every call; most of a call over many small tensors is saved. It keeps no tensor alive, and nothing goes
+    wrong where tensors, their addresses or the op change: then the table is checked and built anew.
+
+        cache = bigmodel.ops.TableCache()
+        for grads in ...:
+            bigmodel.ops.sgd_(params, grads, lr=0.1, cache=cache)
+    """
+
+    __slots__ = ("_described", "_key", "_table")
 
     def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
+        self._key: tuple[str, ...] = ()  # the op, and the names of its streams
         self._described: Any = None
         self._table: Table | None = None
 
     def get(self, op: str, streams: Sequence[Stream]) -> Table:
         lists = {stream.name: stream.tensors for stream in streams}
-        table = self.refreshed(lists)
+        key = (op, *lists)
+        table = self.refreshed(lists) if self._key == key else None
         if table is None:
             self._described = self._table = None
             table = build(op, streams)
             if not table._copies:  # a copy of a gradient holds the values of this call only
-                self._names = tuple(lists)
+                self._key = key
                 self._described, self._table = describe(tuple(lists.values())), table
         return table
 
@@ -83,12 +93,13 @@ class TableCache:
         """The table with the addresses that the tensors have now; None if it has to be built.
 
         Args:
-            lists: the tensors of each stream by its name; a stream that is not there is empty.
+            lists: of the op that the table is of, the tensors of each stream by its name; one that is not there is
+                empty.
         """
         table, self._table = self._table, None
         if table is None or self._described is None:
             return None
-        if not _read_addresses(tuple([lists.get(name, ()) for name in self._names]), self._described, table):
+        if not _read_addresses(tuple([lists.get(name, ()) for name in self._key[1:]]), self._described, table):
             return None
         self._table = table
         return table

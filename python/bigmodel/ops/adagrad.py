@@ -31,7 +31,7 @@ def _body(
         Stream("sums", sums),
         Stream("steps", steps, (torch.float32, torch.float64), "one"),
     )
-    table = (cache or TableCache()).get(_OP, streams)
+    table = _multi_tensor.table(_OP, cache, streams)
     native = _registry.native(params[0])
     native.adagrad(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
@@ -62,17 +62,22 @@ def adagrad_(
     Args:
         sums: the squares so far, any dtype, with their parameter's strides.
         params, grads, steps, lr, grad_factor, grad_scale, found_inf, cache: as in `adam_`.
+
+    Raises:
+        TypeError, ValueError: as in `adam_`.
     """
+    lists = {"params": params, "grads": grads, "sums": sums, "steps": steps}
+    scalars = {"grad_factor": grad_factor, "grad_scale": grad_scale, "found_inf": found_inf}
+    direct = _multi_tensor.direct(_OP, cache, lists, "grads", scalars=scalars)
     lr_decay, eps = _check.number(_OP, "lr_decay", lr_decay), _check.number(_OP, "eps", eps)
     weight_decay = _check.number(_OP, "weight_decay", weight_decay)
-    if not isinstance(lr, Tensor):
-        _check.number(_OP, "lr", lr)
-    lr, lr_tensor = _multi_tensor.split_rate(lr)
+    _check.flag(_OP, "maximize", maximize)
+    lr, lr_tensor = _multi_tensor.split_rate(_OP, lr)
     arguments = (
         params, grads, sums, steps, lr_tensor, grad_factor, grad_scale, found_inf,
         lr, lr_decay, weight_decay, eps, maximize,
     )  # fmt: skip
-    if _multi_tensor.direct(params, grads):
+    if direct:
         _body(*arguments, cache)
     else:
         _registry.dispatch(_ADAGRAD, *arguments)

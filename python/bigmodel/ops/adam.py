@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ _OP = "adam_"
 _STATES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.uint8)
 _FLOAT32 = (torch.float32,)
 _STEPS = (torch.float32, torch.float64)
+_LISTS = (
+    "params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "max_exp_avg_sqs", "masters", "emas", "exp_avg_scales",
+    "exp_avg_sq_scales",
+)  # fmt: skip
 
 _SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
@@ -53,7 +58,7 @@ def _body(
     lists = (
         params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales,
     )  # fmt: skip
-    table = (cache or TableCache()).get(_OP, streams(*lists))
+    table = _multi_tensor.table(_OP, cache, streams(*lists))
     native = _registry.native(params[0])
     native.adam(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
@@ -126,22 +131,31 @@ def adam_(
         cache: keeps the table of addresses between calls with the same tensors.
 
     Raises:
-        TypeError, ValueError: one sentence naming the argument and the row.
+        TypeError, ValueError: one sentence naming the argument and the row. So where, in grad mode, something that
+            requires grad would be written; gradients that require grad are read as constants.
     """
+    optional = (max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales)
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps, *optional)
+    direct = _multi_tensor.direct(
+        _OP, cache, dict(zip(_LISTS, lists, strict=True)), "grads", _LISTS[5:],
+        {"grad_factor": grad_factor, "grad_scale": grad_scale, "found_inf": found_inf},
+    )  # fmt: skip
     beta1, beta2 = _check.number(_OP, "beta1", beta1), _check.number(_OP, "beta2", beta2)
     eps, weight_decay = _check.number(_OP, "eps", eps), _check.number(_OP, "weight_decay", weight_decay)
     ema_decay = _check.number(_OP, "ema_decay", ema_decay)
-    if not isinstance(lr, Tensor):
-        _check.number(_OP, "lr", lr)
-    lr, lr_tensor = _multi_tensor.split_rate(lr)
+    _check.flag(_OP, "decoupled", decoupled)
+    _check.flag(_OP, "maximize", maximize)
+    if seed is not None:
+        if type(seed) is bool or not hasattr(seed, "__index__"):
+            raise TypeError(f"{_OP}: seed must be an int or None, got {_check.kind(seed)}.")
+        seed = index(seed)
+    lr, lr_tensor = _multi_tensor.split_rate(_OP, lr)
     numbers = (lr, beta1, beta2, eps, weight_decay, decoupled, maximize, ema_decay, seed)
     scalars = (lr_tensor, grad_factor, grad_scale, found_inf)
-    optional = (max_exp_avg_sqs, masters, emas, exp_avg_scales, exp_avg_sq_scales)
-    if _multi_tensor.direct(params, grads):
-        _body(params, grads, exp_avgs, exp_avg_sqs, steps, *optional, *scalars, *numbers, cache)
+    if direct:
+        _body(*lists, *scalars, *numbers, cache)
     else:
-        lists = map(_present, optional)
-        _registry.dispatch(_ADAM, params, grads, exp_avgs, exp_avg_sqs, steps, *lists, *scalars, *numbers)
+        _registry.dispatch(_ADAM, *lists[:5], *map(_present, optional), *scalars, *numbers)
 
 
 # --- 8-bit states ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ _OP = "ema_"
 def _body(averages, values, decay, cache=None):
     if not averages:
         return
-    table = (cache or TableCache()).get(_OP, (Stream("averages", averages), Stream("values", values, restride=True)))
+    streams = (Stream("averages", averages), Stream("values", values, restride=True))
+    table = _multi_tensor.table(_OP, cache, streams)
     _registry.native(averages[0]).ema(table.pointer, table.rows, decay, *_registry.place(averages[0]))
     _multi_tensor.wrote(averages)
 
@@ -36,9 +37,14 @@ def ema_(
             float32, float64 where either is.
         decay: how much of the average is kept; 0 copies the values.
         cache: keeps the table of addresses between calls with the same tensors.
+
+    Raises:
+        TypeError, ValueError: one sentence naming the argument and the row; averages that require grad, in grad mode.
+            Values may: they are read as constants.
     """
+    direct = _multi_tensor.direct(_OP, cache, {"averages": averages, "values": values}, "values")
     _check.number(_OP, "decay", decay)
-    if _multi_tensor.direct(averages, values):
+    if direct:
         _body(averages, values, float(decay), cache)
     else:
         _registry.dispatch(_EMA, averages, values, float(decay))

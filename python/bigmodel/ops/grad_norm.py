@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bigmodel import _registry
+from bigmodel import _check, _registry
 from bigmodel._native import DTYPE_CODES
 from bigmodel.ops import _multi_tensor
 from bigmodel.ops._table import Stream, TableCache
@@ -32,13 +33,15 @@ class Clip(NamedTuple):
 
 
 def _power(op: str, norm_type: float) -> int:
-    if norm_type not in _POWERS:
+    if not isinstance(norm_type, Real) or norm_type not in _POWERS:
         raise ValueError(f"{op}: norm_type is {norm_type!r}; supported are 1, 2 and inf.")
     return _POWERS[norm_type]
 
 
 def _total_body(grads, norm_type, cache=None):
-    table = (cache or TableCache()).get("grad_total", (Stream("grads", grads, restride=True),))
+    if not grads:
+        raise ValueError("grad_total: grads is empty; there must be at least one tensor.")
+    table = _multi_tensor.table("grad_total", cache, (Stream("grads", grads, restride=True),))
     total = torch.empty((), dtype=torch.float64, device=table.device)
     native = _registry.native(grads[0])
     partials = torch.empty(
@@ -72,12 +75,14 @@ def grad_total(grads: Sequence[Tensor], norm_type: float = 2.0, *, cache: TableC
         cache: keeps the table of addresses between calls with the same tensors.
 
     Returns:
-        A float64 scalar on their device.
+        A float64 scalar on their device, without gradient.
+
+    Raises:
+        TypeError, ValueError: no tensors; another norm_type; a tensor of another dtype or device, naming its row.
     """
+    direct = _multi_tensor.direct("grad_total", cache, {"grads": grads}, "grads")
     _power("grad_total", norm_type)
-    if not grads:
-        raise ValueError("grad_total: grads is empty; there must be at least one tensor.")
-    if _multi_tensor.direct(grads):
+    if direct:
         return _total_body(grads, norm_type, cache)
     return _registry.dispatch(_TOTAL, grads, float(norm_type))
 
@@ -96,6 +101,39 @@ def _clip_body(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_
     return norm, factor, skip
 
 
+def _check_clip(
+    total: Any, grad_scale: Any, found_inf: Any, skipped: Any, max_norm: Any, norm_type: Any, skip_nonfinite: Any,
+    norm_dtype: Any,
+) -> float:  # fmt: skip
+    """max_norm as a float, or one sentence."""
+    if not isinstance(total, Tensor):
+        raise TypeError(f"grad_clip: total must be a torch.Tensor, got {_check.kind(total)}.")
+    if total.dtype is not torch.float64 or total.numel() != 1:
+        raise ValueError(f"grad_clip: total is {total.dtype} with {total.numel()} elements; it must be grad_total's.")
+    for name, value in (("grad_scale", grad_scale), ("found_inf", found_inf), ("skipped", skipped)):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"grad_clip: {name} must be a torch.Tensor or None, got {_check.kind(value)}.")
+        if value.dtype is not torch.float32 or value.numel() != 1 or value.device != total.device:
+            raise ValueError(
+                f"grad_clip: {name} is {value.dtype} with {value.numel()} elements on '{value.device}'; "
+                f"it must be one float32 element on '{total.device}'."
+            )
+    if not _check.real("grad_clip", "max_norm", max_norm) >= 0:
+        raise ValueError(f"grad_clip: max_norm is {max_norm}; it must be at least 0.")
+    _power("grad_clip", norm_type)
+    _check.flag("grad_clip", "skip_nonfinite", skip_nonfinite)
+    if norm_dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"grad_clip: norm_dtype is {norm_dtype}; supported are float32 and float64.")
+    return float(_check.real("grad_clip", "max_norm", max_norm))
+
+
+def _clip_dispatched(*arguments):
+    _check_clip(*arguments)
+    return _clip_body(*arguments)
+
+
 def _clip_fake(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_nonfinite, norm_dtype):
     norm = total.new_empty((), dtype=norm_dtype)
     return norm, torch.empty_like(total), total.new_empty((), dtype=torch.float32)
@@ -105,7 +143,7 @@ _CLIP = _registry.register(
     "grad_clip",
     "(Tensor total, Tensor? grad_scale, Tensor? found_inf, Tensor(a!)? skipped, float max_norm, float norm_type, "
     "bool skip_nonfinite, ScalarType norm_dtype) -> (Tensor norm, Tensor factor, Tensor skip)",
-    _clip_body,
+    _clip_dispatched,
     _clip_fake,
 )
 
@@ -128,22 +166,13 @@ def grad_clip(
         grad_scale, found_inf: float32 scalars on total's device (torch.amp.GradScaler).
         skipped: a float32 scalar on total's device that counts skipped steps, written in place.
         norm_dtype: of `norm`, torch.float32 or torch.float64.
+
+    Raises:
+        TypeError, ValueError: one sentence naming the argument.
     """
-    if total.dtype is not torch.float64 or total.numel() != 1:
-        raise ValueError(f"grad_clip: total is {total.dtype} with {total.numel()} elements; it must be grad_total's.")
-    for name, value in (("grad_scale", grad_scale), ("found_inf", found_inf), ("skipped", skipped)):
-        if value is not None and (
-            value.dtype is not torch.float32 or value.numel() != 1 or value.device != total.device
-        ):
-            raise ValueError(
-                f"grad_clip: {name} is {value.dtype} with {value.numel()} elements on '{value.device}'; "
-                f"it must be one float32 element on '{total.device}'."
-            )
-    if norm_dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"grad_clip: norm_dtype is {norm_dtype}; supported are float32 and float64.")
-    _power("grad_clip", norm_type)
+    max_norm = _check_clip(total, grad_scale, found_inf, skipped, max_norm, norm_type, skip_nonfinite, norm_dtype)
     tensors = (total, grad_scale, found_inf, skipped)
-    scalars = (float(max_norm), float(norm_type), skip_nonfinite, norm_dtype)
+    scalars = (max_norm, float(norm_type), skip_nonfinite, norm_dtype)
     if _registry.direct(tensors):
         return Clip(*_clip_body(*tensors, *scalars))
     return Clip(*_registry.dispatch(_CLIP, *tensors, *scalars))
@@ -152,7 +181,7 @@ def grad_clip(
 def _scale_body(grads, factor, cache=None):
     if not grads:
         return
-    table = (cache or TableCache()).get("grad_scale_", (Stream("grads", grads),))
+    table = _multi_tensor.table("grad_scale_", cache, (Stream("grads", grads),))
     address = _multi_tensor.scalar("grad_scale_", "factor", factor, table, (torch.float64,))
     _registry.native(grads[0]).grad_scale(table.pointer, table.rows, address, *_registry.place(grads[0]))
     _multi_tensor.wrote(grads)
@@ -170,8 +199,13 @@ def grad_scale_(grads: Sequence[Tensor], factor: Tensor, *, cache: TableCache | 
         grads: of one device, dense in any order; float32, bfloat16, float16 or float64.
         factor: a float64 scalar on their device.
         cache: keeps the table of addresses between calls with the same tensors.
+
+    Raises:
+        TypeError, ValueError: one sentence naming the argument and the row.
     """
-    if _multi_tensor.direct(grads):
+    if not isinstance(factor, Tensor):
+        raise TypeError(f"grad_scale_: factor must be a torch.Tensor, got {_check.kind(factor)}.")
+    if _multi_tensor.direct("grad_scale_", cache, {"grads": grads}):
         _scale_body(grads, factor, cache)
     else:
         _registry.dispatch(_SCALE, grads, factor)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import _norm_body, _norm_reference
+from bigmodel._native import compute_dtype
+from bigmodel.ops import _norm_body, _norm_checks, _norm_reference, _norm_sharding
+from bigmodel.ops._norm_checks import plain
 
-_float32 = torch.float32
+_NAMES = {False: "rms_norm", True: "layer_norm"}  # by whether the mean is taken away
 # What eps=None stands for; stock took the input dtype's own up to torch 2.6 (docs/numerics.md).
 _DEFAULT_EPS = {
     torch.float32: torch.finfo(torch.float32).eps,
@@ -20,68 +22,6 @@ _DEFAULT_EPS = {
     torch.float64: torch.finfo(torch.float64).eps,
 }
 
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
-    """A quick yes to nearly every call, which needs no option and no copy, and whose price on small rows is Python's.
-
-    Naming what is wrong, and the rarer right, is _check_arguments' part.
-    """
-    dtype, index = input.dtype, input.get_device()
-    return (
-        residual is None
-        and len(shape) == 1
-        and input.dim() > 0
-        and input.shape[-1] == shape[0] > 0
-        and input.is_contiguous()
-        and (
-            weight is None
-            or weight.shape == shape
-            and weight.is_contiguous()
-            and weight.get_device() == index
-            and ((kind := weight.dtype) is dtype or kind is _float32)
-            and (
-                bias is None
-                or bias.shape == shape
-                and bias.is_contiguous()
-                and bias.get_device() == index
-                and bias.dtype is kind
-            )
-        )
-        and (bias is None or weight is not None)
-        and type(eps) is float
-        and 0.0 <= eps < math.inf
-        and weight_offset == 0.0
-        and not memory_efficient
-        and out_dtype is dtype
-    )
-
-
-def _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype):
-    dims = len(shape)
-    if not dims or input.dim() < dims or tuple(input.shape[input.dim() - dims :]) != shape:
-        raise ValueError(
-            f"{op}: normalized_shape {shape} does not match the end of input's shape {tuple(input.shape)}."
-        )
-    if residual is not None:
-        _check.like(op, "residual", residual, input.shape, "input", input.device)
-    for argument, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            _check.like(op, argument, value, shape, "normalized_shape", input.device)
-            if value.dtype is torch.float64 and x_dtype is not torch.float64:
-                raise TypeError(
-                    f"{op}: {argument} is float64, but {x_dtype} is normalised; pass it in {x_dtype} or float32."
-                )
-    if weight is not None and bias is not None and weight.dtype is not bias.dtype:
-        raise TypeError(f"{op}: bias has dtype {bias.dtype}, but weight has {weight.dtype}; they must be the same.")
-    _check.number(op, "eps", eps, minimum=0)
-    _check.number(op, "weight_offset", weight_offset)
-    if weight is None and weight_offset:
-        raise ValueError(f"{op}: weight_offset is {weight_offset}, but there is no weight to add it to.")
-    _check.dtype(op, "out_dtype", out_dtype)
-
-
 # --- the short way: one autograd.Function around the bodies -----------------------------------------------------------
 
 
@@ -89,41 +29,71 @@ class _PlainNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, centred, eps):
         rows = input.numel() // input.size(-1)
-        statistics = input.new_empty(2 * rows if centred else rows, dtype=_norm_body.statistics_dtype(input.dtype))
+        statistics = input.new_empty(2 * rows if centred else rows, dtype=compute_dtype(input.dtype))
         ctx.save_for_backward(input, statistics, weight, bias)
-        ctx.centred, ctx.eps = centred, eps
+        ctx.options = centred, eps, None if weight is None else weight.dtype
         return _norm_body.plain_forward(centred, statistics, input, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad_out):
         _, wants_weight, wants_bias, _, _ = ctx.needs_input_grad
+        centred, eps, kind = ctx.options
         saved = ctx.saved_tensors
-        if _native_backward(grad_out, None, *saved):
+        native = _native_backward(grad_out, None, *saved)
+        if not native or not _norm_checks.plain_kept(grad_out, *saved, centred, kind):
+            dtype = grad_out.dtype
+            _norm_checks.check_kept(_NAMES[centred], grad_out, *saved, 1, centred, dtype, dtype, kind)
+        if native:
             if _all_contiguous(saved):
-                return *_norm_body.plain_backward(ctx.centred, grad_out, *saved, wants_weight, wants_bias), None, None
+                return *_norm_body.plain_backward(centred, grad_out, *saved, wants_weight, wants_bias), None, None
             grad_x, _, grad_weight, grad_bias = _norm_body.backward(
-                ctx.centred, grad_out, None, *saved, 1, 0.0, False, grad_out.dtype, None, wants_weight, wants_bias
+                centred, grad_out, None, *saved, 1, 0.0, False, grad_out.dtype, None, wants_weight, wants_bias
             )
         else:
             input, _, weight, bias = saved
             grad_x, grad_weight, grad_bias = _norm_reference.backward(
-                ctx.centred, grad_out, None, input, weight, 1, ctx.eps, 0.0, wants_weight, wants_bias
+                centred, grad_out, None, input, weight, 1, eps, 0.0, wants_weight, wants_bias
             )
             grad_x = grad_x.to(input.dtype)
             grad_bias = grad_bias.to(bias.dtype) if wants_bias else None
         return grad_x, grad_weight, grad_bias, None, None
 
 
+class _Options(NamedTuple):
+    """What backward has to know of a call beside its tensors; `kind` is the dtype of weight and bias."""
+
+    centred: bool
+    memory_efficient: bool
+    dims: int
+    eps: float
+    weight_offset: float
+    out_dtype: torch.dtype
+    x_dtype: torch.dtype
+    kind: torch.dtype | None
+    input_dtype: torch.dtype
+    residual_dtype: torch.dtype | None
+
+
+def _save(ctx, centred, memory_efficient, tensors, arguments, out, summed, statistics):
+    """What backward needs of a call with these tensors and arguments, which gave the last three."""
+    input, residual, weight, bias = tensors
+    saved = out if memory_efficient else input if residual is None else summed
+    ctx.save_for_backward(saved, statistics, weight, bias)
+    affine = bias if weight is None else weight
+    ctx.options = _Options(
+        centred, memory_efficient, *arguments, None if affine is None else affine.dtype, input.dtype,
+        None if residual is None else residual.dtype,
+    )  # fmt: skip
+
+
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, residual, weight, bias, centred, arguments):
-        out, summed, statistics = _norm_body.forward(centred, input, residual, weight, bias, *arguments)
-        ctx.save_for_backward(out if arguments[3] else input if residual is None else summed, statistics, weight, bias)
-        ctx.centred, ctx.arguments = centred, arguments
+    def forward(ctx, input, residual, weight, bias, centred, memory_efficient, arguments):
+        tensors = (input, residual, weight, bias)
+        out, summed, statistics = _norm_body.forward(centred, *tensors, *arguments)
+        _save(ctx, centred, memory_efficient, tensors, arguments, out, summed, statistics)
         if residual is None:
-            ctx.dtypes = (input.dtype, None)
             return out
-        ctx.dtypes = (input.dtype, residual.dtype)
         ctx.set_materialize_grads(False)
         if not any(ctx.needs_input_grad[:2]):
             ctx.mark_non_differentiable(summed)
@@ -133,7 +103,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx, grad_out, grad_summed=None):
         saved = () if grad_out is None else ctx.saved_tensors  # the sum alone needs none, whatever has freed them
         native = _norm_body.backward if saved and _native_backward(grad_out, grad_summed, *saved) else None
-        return *_backward_of(ctx, saved, native, grad_out, grad_summed), None, None
+        return *_backward_of(ctx, saved, native, grad_out, grad_summed), None, None, None
 
 
 def _native_backward(*tensors: Tensor | None) -> bool:
@@ -141,16 +111,7 @@ def _native_backward(*tensors: Tensor | None) -> bool:
 
     The two gradients come first.
     """
-    if torch.is_grad_enabled() or not _registry.direct(tensors) or any(map(_registry.batched, tensors[:2])):
-        return False
-    index = None
-    for tensor in tensors:
-        if tensor is not None:
-            if index is None:
-                index = tensor.get_device()
-            elif tensor.get_device() != index:
-                return False
-    return True
+    return not torch.is_grad_enabled() and _registry.direct(tensors) and not any(map(_registry.batched, tensors[:2]))
 
 
 def _all_contiguous(tensors: Sequence[Tensor | None]) -> bool:
@@ -163,30 +124,32 @@ def _all_contiguous(tensors: Sequence[Tensor | None]) -> bool:
 def _backward_of(ctx, tensors, native, grad_out, grad_summed):
     """(grad of input, residual, weight, bias); `native` is None where only torch's own ops will do."""
     wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-    dims, eps, weight_offset, memory_efficient, _, x_dtype = ctx.arguments
-    input_dtype, residual_dtype = ctx.dtypes
+    centred, memory_efficient, dims, eps, weight_offset, out_dtype, x_dtype, kind, *dtypes = ctx.options
     grad_x = grad_cast = grad_weight = grad_bias = None
     if grad_out is None:
         grad_x = grad_summed
-    elif native is not None:
-        saved, statistics, weight, bias = tensors
-        cast_dtype = _cast_dtype(x_dtype, input_dtype, residual_dtype)
-        grad_x, grad_cast, grad_weight, grad_bias = native(
-            ctx.centred, grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, memory_efficient,
-            x_dtype, cast_dtype, wants_weight, wants_bias,
-        )  # fmt: skip
-        grad_cast = grad_cast if cast_dtype is not None else None
-    elif memory_efficient:
-        raise RuntimeError(
-            "bigmodel: memory_efficient=True has neither second derivatives nor batched gradients; "
-            "call with memory_efficient=False."
-        )
     else:
-        saved, _, weight, bias = tensors
-        grad_x, grad_weight, grad_bias = _norm_reference.backward(
-            ctx.centred, grad_out, grad_summed, saved, weight, dims, eps, weight_offset, wants_weight, wants_bias
-        )
-        grad_bias = grad_bias.to(bias.dtype) if wants_bias else None
+        saved, statistics, weight, bias = tensors
+        saved_dtype = out_dtype if memory_efficient else x_dtype
+        _norm_checks.check_kept(_NAMES[centred], grad_out, *tensors, dims, centred, saved_dtype, x_dtype, kind)
+        if native is not None:
+            cast_dtype = _cast_dtype(x_dtype, *dtypes)
+            grad_x, grad_cast, grad_weight, grad_bias = native(
+                centred, grad_out, grad_summed, *tensors, dims, weight_offset, memory_efficient, x_dtype, cast_dtype,
+                wants_weight, wants_bias,
+            )  # fmt: skip
+            grad_cast = grad_cast if cast_dtype is not None else None
+        elif memory_efficient:
+            raise RuntimeError(
+                "bigmodel: memory_efficient=True has neither second derivatives nor batched gradients; "
+                "call with memory_efficient=False."
+            )
+        else:
+            grad_x, grad_weight, grad_bias = _norm_reference.backward(
+                centred, grad_out, grad_summed, saved, weight, dims, eps, weight_offset, wants_weight, wants_bias
+            )
+            grad_bias = grad_bias.to(bias.dtype) if wants_bias else None
+    input_dtype, residual_dtype = dtypes
     return (
         _in_dtype(grad_x, grad_cast, input_dtype) if wants_input else None,
         _in_dtype(grad_x, grad_cast, residual_dtype) if wants_residual else None,
@@ -219,65 +182,23 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """A schema has no optional results: an empty tensor stands for one that does not exist."""
-    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
-
-
-def _row_placements(spec, dims: int):
-    """The ways to place rows on a mesh dimension, of x and of statistics: normalised dimensions are replicated."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    rows = len(spec.tensor_meta.shape) - dims
-    return [(Replicate(), Replicate()), *((Shard(i), Shard(i + 1)) for i in range(rows))]
-
-
-def _forward_sharding(input, residual, weight, bias, dims, *scalars):
-    from torch.distributed.tensor import Replicate
-
-    whole = Replicate()
-    return [
-        (
-            [x, whole if residual is None else x, statistics],
-            [x, None if residual is None else x, None if weight is None else whole, None if bias is None else whole,
-             None, *(None for _ in scalars)],
-        )
-        for x, statistics in _row_placements(input, dims)
-    ]  # fmt: skip
-
-
-def _backward_sharding(grad_out, grad_summed, saved, statistics, weight, bias, dims, *scalars):
-    from torch.distributed.tensor import Partial, Replicate
-
-    whole = Replicate()
-    *_, cast_dtype, wants_weight, wants_bias = scalars
-    strategies = []
-    for x, rows in _row_placements(grad_out, dims):
-        summed = whole if x == whole else Partial()
-        strategies.append((
-            [x, whole if cast_dtype is None else x, summed if wants_weight else whole, summed if wants_bias else whole],
-            [x, None if grad_summed is None else x, x, rows, None if weight is None else whole,
-             None if bias is None else whole, None, *(None for _ in scalars)],
-        ))  # fmt: skip
-    return strategies
-
-
-def _register(name: str, centred: bool):
-    op = f"{name}_forward"
+def _register(centred: bool):
+    name = _NAMES[centred]
 
     def forward(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
-        shape = tuple(input.shape[input.dim() - dims :])
-        _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
-        arguments = (residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype)
-        return _present(_norm_body.forward(centred, input, *arguments), input)
+        op, tensors = f"{name}_forward", (input, residual, weight, bias)
+        _norm_checks.check_forward(op, *tensors, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype)
+        results = _norm_body.forward(centred, *tensors, dims, eps, weight_offset, out_dtype, x_dtype)
+        return _registry.present(results, input)
 
     def forward_fake(input, residual, weight, bias, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype):
         out = torch.empty(input.shape, dtype=out_dtype, device=input.device)
         summed = None if residual is None else torch.empty(input.shape, dtype=x_dtype, device=input.device)
-        return _present((out, summed, _norm_body.empty_statistics(input, centred, dims, x_dtype)), input)
+        return _registry.present((out, summed, _norm_body.empty_statistics(input, centred, dims, x_dtype)), input)
 
     def backward(grad_out, *arguments):
-        return _present(_norm_body.backward(centred, grad_out, *arguments), grad_out)
+        _norm_checks.check_backward(f"{name}_backward", centred, grad_out, *arguments)
+        return _registry.present(_norm_body.backward(centred, grad_out, *arguments), grad_out)
 
     def backward_fake(
         grad_out, grad_summed, saved, statistics, weight, bias, dims, weight_offset, from_output, x_dtype, cast_dtype,
@@ -287,17 +208,14 @@ def _register(name: str, centred: bool):
         grad_cast = None if cast_dtype is None else torch.empty_like(grad_x, dtype=cast_dtype)
         grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if wants_weight else None
         grad_bias = torch.empty(bias.shape, dtype=bias.dtype, device=bias.device) if wants_bias else None
-        return _present((grad_x, grad_cast, grad_weight, grad_bias), grad_out)
+        return _registry.present((grad_x, grad_cast, grad_weight, grad_bias), grad_out)
 
     def setup_context(ctx, inputs, output):
-        input, residual, weight, bias, *arguments = inputs
-        out, summed, statistics = output
-        ctx.save_for_backward(out if arguments[3] else input if residual is None else summed, statistics, weight, bias)
-        ctx.centred, ctx.arguments = centred, arguments
-        ctx.dtypes = (input.dtype, None if residual is None else residual.dtype)
+        *tensors, dims, eps, weight_offset, memory_efficient, out_dtype, x_dtype = inputs
+        _save(ctx, centred, memory_efficient, tensors, (dims, eps, weight_offset, out_dtype, x_dtype), *output)
 
     def autograd_backward(ctx, grad_out, grad_summed, _grad_statistics):
-        grad_summed = grad_summed if ctx.dtypes[1] is not None else None
+        grad_summed = grad_summed if ctx.options.residual_dtype is not None else None
         native = None if torch.is_grad_enabled() else call_backward
         grads = _backward_of(ctx, ctx.saved_tensors, native, grad_out, grad_summed)
         return *grads, None, None, None, None, None, None
@@ -306,15 +224,15 @@ def _register(name: str, centred: bool):
         return backward_op(*arguments)
 
     backward_op = _registry.register(
-        f"{name}_backward", _BACKWARD_SCHEMA, backward, backward_fake, sharding=_backward_sharding
+        f"{name}_backward", _BACKWARD_SCHEMA, backward, backward_fake, sharding=_norm_sharding.backward
     )
     return _registry.register(
-        op, _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
-        sharding=_forward_sharding,
+        f"{name}_forward", _FORWARD_SCHEMA, forward, forward_fake, autograd_backward, setup_context,
+        sharding=_norm_sharding.forward,
     )  # fmt: skip
 
 
-_FORWARD_OPS = {False: _register("rms_norm", False), True: _register("layer_norm", True)}
+_FORWARD_OPS = {centred: _register(centred) for centred in _NAMES}
 
 # --- public functions -------------------------------------------------------------------------------------------------
 
@@ -336,20 +254,20 @@ def _norm(
         out_dtype = _registry.autocast_dtype(input)
     tensors = (input, residual, weight, bias)
     direct = _registry.direct(tensors)
-    if direct and _plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
+    if direct and plain(input, residual, shape, weight, bias, eps, weight_offset, memory_efficient, out_dtype):
         if torch.is_grad_enabled() and _registry.requires_grad(tensors):
             return _PlainNorm.apply(input, weight, bias, centred, eps), None
         return _norm_body.plain_forward(centred, None, input, weight, bias, eps), None
-    _check_arguments(op, input, residual, shape, weight, bias, eps, weight_offset, out_dtype, x_dtype)
-    arguments = (len(shape), float(eps), float(weight_offset), memory_efficient, out_dtype, x_dtype)
+    _norm_checks.check_arguments(op, *tensors, shape, eps, weight_offset, memory_efficient, out_dtype, x_dtype)
+    arguments = (len(shape), float(eps), float(weight_offset), out_dtype, x_dtype)
     if not direct:
         if _registry.transforming():
             summed = None if residual is None else _norm_reference.wide_sum(input, residual).to(x_dtype)
             x = input if residual is None else summed
             return _norm_reference.forward(centred, x, weight, bias, len(shape), eps, weight_offset, out_dtype), summed
-        return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments)[:2]
+        return _registry.dispatch(_FORWARD_OPS[centred], *tensors, *arguments[:3], memory_efficient, *arguments[3:])[:2]
     if torch.is_grad_enabled() and _registry.requires_grad(tensors):
-        results = _Norm.apply(*tensors, centred, arguments)
+        results = _Norm.apply(*tensors, centred, memory_efficient, arguments)
         return (results, None) if residual is None else results
     return _norm_body.forward_into(None, centred, *tensors, *arguments)
 

@@ -31,7 +31,7 @@ def _body(
         Stream("momentum_buffers", momentum_buffers, optional=True),
         Stream("started", started, (torch.float32,), "one", optional=True),
     )
-    table = (cache or TableCache()).get(_OP, streams)
+    table = _multi_tensor.table(_OP, cache, streams)
     native = _registry.native(params[0])
     native.sgd(
         table.pointer, table.rows, *_multi_tensor.control(_OP, table, grad_factor, grad_scale, found_inf), maximize,
@@ -65,22 +65,28 @@ def sgd_(
         started: one float32 element for each, 0 before the first step, which sets it to 1; empty where every buffer has
             begun, or without dampening, where a buffer of zeros gives the same.
         lr, grad_factor, grad_scale, found_inf, cache: as in `adam_`.
+
+    Raises:
+        TypeError, ValueError: as in `adam_`; momentum without momentum_buffers, or these without it.
     """
+    lists = {"params": params, "grads": grads, "momentum_buffers": momentum_buffers, "started": started}
+    scalars = {"grad_factor": grad_factor, "grad_scale": grad_scale, "found_inf": found_inf}
+    direct = _multi_tensor.direct(_OP, cache, lists, "grads", scalars=scalars)
     momentum, dampening = _check.number(_OP, "momentum", momentum), _check.number(_OP, "dampening", dampening)
     weight_decay = _check.number(_OP, "weight_decay", weight_decay)
-    if not isinstance(lr, Tensor):
-        _check.number(_OP, "lr", lr)
+    _check.flag(_OP, "nesterov", nesterov)
+    _check.flag(_OP, "maximize", maximize)
     if bool(momentum_buffers) != (momentum != 0):
         raise ValueError(
             f"{_OP}: momentum is {momentum}, but {len(momentum_buffers)} momentum_buffers came; "
             "there must be one for each parameter with momentum, and none without."
         )
-    lr, lr_tensor = _multi_tensor.split_rate(lr)
+    lr, lr_tensor = _multi_tensor.split_rate(_OP, lr)
     arguments = (
         params, grads, momentum_buffers, started, lr_tensor, grad_factor, grad_scale, found_inf,
         lr, momentum, dampening, weight_decay, nesterov, maximize,
     )  # fmt: skip
-    if _multi_tensor.direct(params, grads):
+    if direct:
         _body(*arguments, cache)
     else:
         _registry.dispatch(_SGD, *arguments)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
+from bigmodel._native import compute_dtype
 from bigmodel.ops import _softmax_body, _softmax_checks, _softmax_columns, _softmax_reference, _softmax_sharding
 from bigmodel.ops._softmax_reference import Options
 
@@ -38,6 +37,7 @@ class _AttentionSoftmax(torch.autograd.Function):
 def _backward_of(ctx, tensors, native, grad_out):
     """(grad of scores, mask, sinks); `native` is None where only torch's own ops will do."""
     y, scores, sink_probs, seed = tensors
+    _softmax_checks.check_kept("attention_softmax", grad_out, y, scores, sink_probs, seed, ctx.scores_dtype)
     mask_shape, mask_dtype = ctx.mask
     wants_sinks = ctx.sinks_dtype is not None
     if native is not None:
@@ -69,6 +69,7 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
+        _softmax_checks.check_kept_out(grad_out, out)
         body = _softmax_body if _softmax_body.native_backward(grad_out, out) else _softmax_reference
         return body.plain_backward(grad_out, out, *ctx.options), None, None
 
@@ -90,42 +91,43 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _present(tensors: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """A schema has no optional results: an empty tensor stands for one that does not exist."""
-    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in tensors)
-
-
 def _register_attention():
     def forward(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
         op = "attention_softmax_forward"
         _softmax_checks.check_scores(op, scores, False, out_dtype)
+        _softmax_checks.check_seed(op, seed, dropout_p, scores)
         with torch.no_grad():
             window = (left, right)
             options = _softmax_checks.check_options(
                 op, scores, scale, mask, False, window, alibi_slopes, softcap, sinks, dropout_p
             )
-        return _present(_softmax_body.forward(scores, mask, alibi_slopes, sinks, seed, options, out_dtype), scores)
+        results = _softmax_body.forward(scores, mask, alibi_slopes, sinks, seed, options, out_dtype)
+        return _registry.present(results, scores)
 
     def forward_fake(scores, mask, alibi_slopes, sinks, seed, scale, left, right, softcap, dropout_p, out_dtype):
         out = torch.empty(scores.shape, dtype=out_dtype, device=scores.device)
-        sink_dtype = _softmax_reference.compute_dtype(scores.dtype)
+        sink_dtype = compute_dtype(scores.dtype)
         sink_probs = None if sinks is None else scores.new_empty(scores.shape[:-1], dtype=sink_dtype)
-        return _present((out, None if seed is None else torch.empty_like(out), sink_probs), scores)
+        return _registry.present((out, None if seed is None else torch.empty_like(out), sink_probs), scores)
 
     def backward(grad_out, saved, scores, sink_probs, seed, *rest):
         *options, scores_dtype, mask_shape, wants_sinks = rest
+        _softmax_checks.check_backward(
+            "attention_softmax_backward", grad_out, saved, scores, sink_probs, seed, Options(*options), scores_dtype,
+            mask_shape, wants_sinks,
+        )  # fmt: skip
         grads = _softmax_body.backward(
             grad_out, saved, scores, sink_probs, seed, Options(*options), scores_dtype, mask_shape, wants_sinks
         )
-        return _present(grads, saved)
+        return _registry.present(grads, saved)
 
     def backward_fake(grad_out, saved, scores, sink_probs, seed, *rest):
         *_, scores_dtype, mask_shape, wants_sinks = rest
-        compute = _softmax_reference.compute_dtype(scores_dtype)
+        compute = compute_dtype(scores_dtype)
         grad_scores = torch.empty(saved.shape, dtype=scores_dtype, device=saved.device)
         grad_mask = None if mask_shape is None else saved.new_empty(mask_shape, dtype=compute)
         grad_sinks = saved.new_empty(saved.shape[-3], dtype=compute) if wants_sinks else None
-        return _present((grad_scores, grad_mask, grad_sinks), saved)
+        return _registry.present((grad_scores, grad_mask, grad_sinks), saved)
 
     def setup_context(ctx, inputs, output):
         scores, mask, _, sinks, seed, *options, _ = inputs
@@ -166,7 +168,15 @@ def _register_softmax():
 
     def forward(input, log, out_dtype):
         _check.tensor("softmax_forward", "input", input)
+        _check.dtype("softmax_forward", "out_dtype", out_dtype)
+        if not input.dim():
+            raise ValueError("softmax_forward: input has no dimension; there must be one to sum over.")
         return _softmax_body.plain_forward(input, log, out_dtype)
+
+    def backward(grad_out, out, log, input_dtype):
+        _check.dtype("softmax_backward", "input_dtype", input_dtype)
+        _softmax_checks.check_out("softmax_backward", grad_out, out, "out")
+        return _softmax_body.plain_backward(grad_out, out, log, input_dtype)
 
     def backward_fake(grad_out, out, log, input_dtype):
         return torch.empty(out.shape, dtype=input_dtype, device=out.device)
@@ -178,12 +188,13 @@ def _register_softmax():
 
     def autograd_backward(ctx, grad_out):
         (out,) = ctx.saved_tensors
+        _softmax_checks.check_kept_out(grad_out, out)
         body = _softmax_reference.plain_backward if torch.is_grad_enabled() else backward_op
         return body(grad_out, out, ctx.log, ctx.dtype), None, None
 
     backward_op = _registry.register(
         "softmax_backward", "(Tensor grad_out, Tensor out, bool log, ScalarType input_dtype) -> Tensor",
-        _softmax_body.plain_backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
+        backward, backward_fake, sharding=_softmax_sharding.softmax_backward,
     )  # fmt: skip
     return _registry.register(
         "softmax_forward", "(Tensor input, bool log, ScalarType out_dtype) -> Tensor",
@@ -318,7 +329,10 @@ def _last_dim(input: Tensor, log: bool, dtype: torch.dtype) -> Tensor:
 
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-    """exp(input) / sum(exp(input)) along a dimension, with the signature of torch.nn.functional.softmax.
+    """exp(input) / sum(exp(input)) along a dimension, with the arguments of torch.softmax.
+
+    Unlike torch.nn.functional.softmax's, the third argument is dtype, and without dim the last dimension is meant
+    whatever input has (there: the first one of 0, 1 and 3 dimensions, else the second).
 
     Args:
         input: any shape and strides, float32, bfloat16, float16 or float64, on a CPU or CUDA device.
@@ -339,7 +353,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
 
 
 def log_softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
-    """input - log(sum(exp(input))) along a dimension, with the signature of torch.nn.functional.log_softmax.
+    """input - log(sum(exp(input))) along a dimension, with the arguments of torch.log_softmax.
 
     Everything else is as in `softmax`.
     """

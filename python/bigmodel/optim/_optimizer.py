@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _check, _registry
-from bigmodel.ops import grad_clip
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, grad_clip
 from bigmodel.optim import _batches, _state, _total
 from bigmodel.optim._batches import Batch, Rows
 from bigmodel.optim._distributed import all_plain, device_of, is_dtensor, spread_of, whole
@@ -52,6 +51,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
     # Settings that a group only has where they are on, so that checkpoints without them have torch's own keys.
     _extras: tuple[str, ...] = ()
+    # Settings of groups that are bools, and that are numbers of at least 0.
+    _flags: tuple[str, ...] = ("maximize", "differentiable")
+    _least_0: tuple[str, ...] = ("weight_decay",)
 
     max_grad_norm: float | None
     skip_nonfinite: bool
@@ -64,15 +66,23 @@ class FusedOptimizer(torch.optim.Optimizer):
         self, differentiable: bool, max_grad_norm: float | None, skip_nonfinite: bool, **extras: Any
     ) -> None:
         """Before torch's constructor, which calls `add_param_group`."""
+        self._refuse_differentiable(differentiable)
+        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
+        self._check_clipping()
+        self._given = {name: value for name, value in extras.items() if value is not None and value is not False}
+        self._fresh()
+
+    def _refuse_differentiable(self, differentiable: Any) -> None:
         if differentiable:
+            _check.flag(self._name(), "differentiable", differentiable)
             raise ValueError(
                 f"{self._name()}: differentiable is True; the fused update has no gradient, use torch.optim's."
             )
-        if max_grad_norm is not None and not _check.real(self._name(), "max_grad_norm", max_grad_norm) > 0:
-            raise ValueError(f"{self._name()}: max_grad_norm is {max_grad_norm}; it must be positive, or None.")
-        self.max_grad_norm, self.skip_nonfinite = max_grad_norm, skip_nonfinite
-        self._given = {name: value for name, value in extras.items() if value is not None and value is not False}
-        self._fresh()
+
+    def _check_clipping(self) -> None:
+        if self.max_grad_norm is not None and not _check.real(self._name(), "max_grad_norm", self.max_grad_norm) > 0:
+            raise ValueError(f"{self._name()}: max_grad_norm is {self.max_grad_norm}; it must be positive, or None.")
+        _check.flag(self._name(), "skip_nonfinite", self.skip_nonfinite)
 
     def _fresh(self) -> None:
         self._rows: dict[Any, Rows] = defaultdict(Rows)
@@ -98,22 +108,30 @@ class FusedOptimizer(torch.optim.Optimizer):
         try:
             if len(set(params)) != len(params):
                 raise ValueError(f"{self._name()}: a parameter group has the same parameter twice; list it once.")
-            for name in ("max_grad_norm", "skip_nonfinite"):
-                if name in param_group:
-                    raise ValueError(
-                        f"{self._name()}: a parameter group has {name}, which is one for all groups; give it to the "
-                        "optimizer."
-                    )
-            for name in EXTRAS:
-                if name in param_group and name not in self._extras:
-                    raise ValueError(f"{self._name()}: a parameter group has {name}, which only Adam and AdamW take.")
             self._check_group(param_group)
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """ValueError for settings of this class that a group may not have; in every step, since they may be set."""
+        """TypeError, ValueError for settings that a group may not have; in every step, since they may be set."""
+        for name in ("max_grad_norm", "skip_nonfinite"):
+            if name in group:
+                raise ValueError(
+                    f"{self._name()}: a parameter group has {name}, which is one for all groups; give it to the "
+                    "optimizer."
+                )
+        for name in EXTRAS:
+            if name in group and name not in self._extras:
+                raise ValueError(f"{self._name()}: a parameter group has {name}, which only Adam and AdamW take.")
+        for name in self._flags:
+            if type(group.get(name, False)) is not bool:
+                _check.flag(self._name(), name, group[name])
+        self._refuse_differentiable(group.get("differentiable"))
+        for name in self._least_0:
+            value = group[name]
+            if not isinstance(value, Tensor) and not _check.real(self._name(), name, value) >= 0:
+                raise ValueError(f"{self._name()}: {name} is {value}; it must be at least 0.")
 
     # --- step -----------------------------------------------------------------------------------------------------
 
@@ -125,6 +143,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Returns:
             What the closure returned, or None.
+
+        Raises:
+            TypeError, ValueError: settings that were wrong in the constructor and have been set since, but for the
+                learning rate, whose sign is not looked at.
         """
         return self._step(closure)
 
@@ -132,6 +154,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         self._check_step()
+        self._check_clipping()
         for group in self.param_groups:
             self._check_group(group)
         loss = None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bigmodel import _registry
+from bigmodel._native import compute_dtype
 from bigmodel.ops._table import QUANT_BLOCK, dense, same_order
 from bigmodel.ops.adam import dequantise, dynamic_code, quantise, zero_code
 from bigmodel.optim._distributed import is_dtensor, like, local
@@ -38,7 +39,7 @@ def format_name(owner: str, value: Any) -> str:
 
 def wide(param: Tensor) -> torch.dtype:
     """The dtype of the arithmetic on a parameter."""
-    return torch.float64 if param.dtype is torch.float64 else torch.float32
+    return compute_dtype(param.dtype)
 
 
 def moment_dtype(param: Tensor, name: str) -> torch.dtype:

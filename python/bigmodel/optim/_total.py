@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bigmodel.ops import grad_total
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, grad_total
 from bigmodel.optim._distributed import Spread
 
 # Local gradients by the device that they are on and the way in which they are spread over processes.

@@ -25,9 +25,12 @@ class Adagrad(FusedOptimizer, torch.optim.Adagrad):
     Sums are float32, float64 for a float64 parameter.
 
     Raises:
-        ValueError: torch.optim's, with its messages; a parameter twice; differentiable.
+        TypeError: a flag that is no bool; a number that is none.
+        ValueError: torch.optim's, with its messages; a parameter twice; differentiable; max_grad_norm not above 0.
         RuntimeError: from `step`, for sparse gradients.
     """
+
+    _least_0 = ("weight_decay", "lr_decay", "eps")
 
     def __init__(
         self, params, lr=1e-2, lr_decay=0, weight_decay=0, initial_accumulator_value=0, eps=1e-10, foreach=None, *,

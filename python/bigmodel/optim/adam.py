@@ -40,8 +40,9 @@ _ARGUMENTS = """
     bfloat16, float16 or float64, in any mix; dense; DTensors.
 
     Raises:
-        ValueError: torch.optim's, with its messages; a parameter twice; differentiable; master_weights together with
-            stochastic_rounding.
+        TypeError: a flag that is no bool; a number that is none.
+        ValueError: torch.optim's, with its messages; a parameter twice; differentiable; max_grad_norm not above 0;
+            ema_decay outside [0, 1); another state_dtype; master_weights together with stochastic_rounding.
         RuntimeError: from `step`, for sparse gradients.
 """
 
@@ -54,6 +55,11 @@ def _number(name: str, value: float | Tensor) -> float:
 
 class _Adam(FusedOptimizer):
     _extras = EXTRAS
+    _flags = (
+        "maximize", "differentiable", "amsgrad", "capturable", "master_weights", "stochastic_rounding",
+        "decoupled_weight_decay",
+    )  # fmt: skip
+    _least_0 = ("weight_decay", "eps")
     _decoupled = False
 
     def _options(self, ema_decay, state_dtype, master_weights, stochastic_rounding) -> dict[str, Any]:
@@ -66,6 +72,10 @@ class _Adam(FusedOptimizer):
         }
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for beta in group["betas"]:
+            if not isinstance(beta, Tensor) and not 0.0 <= _check.real(self._name(), "a beta", beta) < 1.0:
+                raise ValueError(f"{self._name()}: betas are {group['betas']}; they must be at least 0 and below 1.")
         decay = group.get("ema_decay")
         if decay is not None and not 0.0 <= _check.real(self._name(), "ema_decay", decay) < 1.0:
             raise ValueError(f"{self._name()}: ema_decay is {decay}; it must be at least 0 and below 1, or None.")

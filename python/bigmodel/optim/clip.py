@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigmodel.ops import grad_clip, grad_scale_
-from bigmodel.ops._table import TableCache, dense
+from bigmodel import _check
+from bigmodel.ops import TableCache, grad_clip, grad_scale_
+from bigmodel.ops._table import dense
 from bigmodel.optim import _total
 from bigmodel.optim._distributed import all_plain, device_of, is_dtensor, local_gradient, spread_of
+
+_OP = "clip_grad_norm_"
 
 
 class _Tables(threading.local):
@@ -47,6 +50,17 @@ def _parts(parameters: Sequence[Tensor]) -> _total.Parts:
     return parts
 
 
+def _number(name: str, value: Any) -> float:
+    """Of a number, or of one in a tensor or as text ("inf"), as torch takes them."""
+    if isinstance(value, (Tensor, str)):
+        try:
+            return float(value)
+        except (RuntimeError, ValueError):
+            what = repr(value) if isinstance(value, str) else f"a tensor of shape {tuple(value.shape)}"
+            raise TypeError(f"{_OP}: {name} must be a number, got {what}.") from None
+    return float(_check.real(_OP, name, value))
+
+
 @torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
@@ -70,17 +84,31 @@ def clip_grad_norm_(
     Returns:
         The norm before clipping, over all shards and devices: a plain scalar tensor on the first gradient's device,
         float32 (float64 if a gradient is).
+
+    Raises:
+        TypeError: what is no tensor among the parameters; max_norm, norm_type or error_if_nonfinite of another type.
+        ValueError: max_norm below 0 or NaN.
+        RuntimeError: sparse gradients; a norm that is infinite or NaN, if asked for.
     """
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     else:
+        if not isinstance(parameters, Iterable):
+            raise TypeError(f"{_OP}: parameters must be a tensor or tensors, got {_check.kind(parameters)}.")
         generator = isinstance(parameters, types.GeneratorType)
         parameters = list(parameters)
+        if not all_plain(parameters):
+            for row, param in enumerate(parameters):
+                if not isinstance(param, Tensor):
+                    raise TypeError(f"{_OP}: parameters[{row}] must be a torch.Tensor, got {_check.kind(param)}.")
         if generator and not parameters:
             warnings.warn(
                 "`parameters` is an empty generator, no gradient clipping will occur.", UserWarning, stacklevel=3
             )
-    max_norm, norm_type = float(max_norm), float(norm_type)
+    max_norm, norm_type = _number("max_norm", max_norm), _number("norm_type", norm_type)
+    if not max_norm >= 0:
+        raise ValueError(f"{_OP}: max_norm is {max_norm}; it must be at least 0.")
+    _check.flag(_OP, "error_if_nonfinite", error_if_nonfinite)
     if norm_type not in (1.0, 2.0, math.inf):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     parts = _parts(parameters)

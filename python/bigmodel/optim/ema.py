@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bigmodel import _check
-from bigmodel.ops import ema_
-from bigmodel.ops._table import TableCache
+from bigmodel.ops import TableCache, ema_
 from bigmodel.optim import _state
 from bigmodel.optim._distributed import local
+
+_OWNER = "bigmodel.optim.EMA"
+
+
+def _checked(decay: Any) -> float:
+    if not 0.0 <= _check.real(_OWNER, "decay", decay) < 1.0:
+        raise ValueError(f"{_OWNER}: decay is {decay}; it must be at least 0 and below 1.")
+    return decay
 
 
 class EMA:
@@ -43,13 +50,14 @@ class EMA:
         averages: by parameter name.
 
     Raises:
+        TypeError: model is no module, or decay no number.
         ValueError: decay is not in that range.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        if not 0.0 <= _check.real("bigmodel.optim.EMA", "decay", decay) < 1.0:
-            raise ValueError(f"bigmodel.optim.EMA: decay is {decay}; it must be at least 0 and below 1.")
-        self.model, self.decay = model, decay
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{_OWNER}: model must be a torch.nn.Module, got {_check.kind(model)}.")
+        self.model, self.decay = model, _checked(decay)
         self.averages: dict[str, Tensor] = {}
         self._caches: dict[torch.device, TableCache] = defaultdict(TableCache)
         self._swapped = False
@@ -74,9 +82,11 @@ class EMA:
 
         Raises:
             RuntimeError: inside `weights()`.
+            TypeError, ValueError: a decay that has been set is not in its range.
         """
         if self._swapped:
             raise RuntimeError("bigmodel.optim.EMA: update() was called inside weights(); leave it first.")
+        _checked(self.decay)
         by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
         for average, param in self._parameters():
             averages, values = by_device.setdefault(local(param).device, ([], []))
@@ -117,13 +127,26 @@ class EMA:
         """Takes decay and averages from a state_dict; parameters that it does not have keep the averages they have.
 
         Raises:
-            ValueError: it has averages for parameters that the model does not have.
+            TypeError: an average is no floating-point tensor, or decay no number.
+            ValueError: it has averages for parameters that the model does not have, or of another shape; decay is not
+                in its range.
         """
         params = dict(self.model.named_parameters())
+        if not isinstance(state_dict, Mapping) or not {"decay", "averages"} <= set(state_dict):
+            raise ValueError(f"{_OWNER}: what is loaded must have 'decay' and 'averages', as state_dict() gives them.")
         unknown = sorted(set(state_dict["averages"]) - set(params))
         if unknown:
-            raise ValueError(f"bigmodel.optim.EMA: what is loaded has {unknown[0]!r}, which the model does not have.")
-        self.decay = state_dict["decay"]
+            raise ValueError(f"{_OWNER}: what is loaded has {unknown[0]!r}, which the model does not have.")
+        for name, value in state_dict["averages"].items():
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                what = value.dtype if isinstance(value, Tensor) else _check.kind(value)
+                raise TypeError(f"{_OWNER}: the average of {name!r} must be a floating-point tensor, got {what}.")
+            if value.shape != params[name].shape:
+                raise ValueError(
+                    f"{_OWNER}: the average of {name!r} has shape {tuple(value.shape)}, but the parameter has "
+                    f"{tuple(params[name].shape)}."
+                )
+        self.decay = _checked(state_dict["decay"])
         for name, value in state_dict["averages"].items():
             value = _state.restored(params[name], "ema", value)
             self.averages[name] = _state.copy_of(value, _state.wide(params[name]))

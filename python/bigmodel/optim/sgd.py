@@ -25,9 +25,13 @@ class SGD(FusedOptimizer, torch.optim.SGD):
     Momentum buffers are float32, float64 for a float64 parameter. With dampening a state has one more key, `started`.
 
     Raises:
-        ValueError: torch.optim's, with its messages; a parameter twice; differentiable.
+        TypeError: a flag that is no bool; a number that is none.
+        ValueError: torch.optim's, with its messages; a parameter twice; differentiable; max_grad_norm not above 0.
         RuntimeError: from `step`, for sparse gradients.
     """
+
+    _flags = ("maximize", "differentiable", "nesterov")
+    _least_0 = ("weight_decay", "momentum")
 
     def __init__(
         self, params, lr=1e-3, momentum=0, dampening=0, weight_decay=0, nesterov=False, *, maximize=False, foreach=None,

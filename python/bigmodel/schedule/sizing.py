@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from bigmodel.schedule.series import MOST
 
 GIB = 2**30
@@ -81,12 +83,15 @@ def estimate(
     """
     given = {"params": params, "tokens": tokens, "sequence": sequence, "micro_batch": micro_batch}
     shape = {name: value for name, value in (("layers", layers), ("hidden", hidden)) if value is not None}
+    for name, value in (given | shape | {"mfu": mfu, "most_devices": most_devices}).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise ValueError(f"estimate: {name} must be a number, got {value!r}.")
     for name, value in (given | shape).items():
         if not 0 < value <= MOST:
             raise ValueError(f"estimate: {name} is {value}; it must be finite, above 0 and at most {MOST:g}.")
     if not 0 < mfu <= 1:
         raise ValueError(f"estimate: mfu is {mfu}; it must be above 0 and at most 1.")
-    if device not in DEVICES:
+    if not isinstance(device, str) or device not in DEVICES:
         raise ValueError(f"estimate: device is {device!r}; known are {', '.join(DEVICES)}.")
     peak, memory = DEVICES[device]
     layers = layers or max(1, round((params / (12 * 128**2)) ** (1 / 3)))

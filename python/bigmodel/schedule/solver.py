@@ -52,6 +52,8 @@ def solve(
             with neither a plan nor a proof.
         ValueError: an argument out of range.
     """
+    if not isinstance(problem, Problem):
+        raise ValueError(f"solve: problem must be a bigmodel.schedule.Problem, got {problem!r}.")
     if backend != "highs":
         raise ValueError(f"solve: backend is {backend!r}; the only one is 'highs'.")
     if not isinstance(time_limit, (int, float, np.number)) or not time_limit > 0:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter, init
 
+from bigmodel import _check
 from bigmodel.compat.apex._absent import attributes_of
 from bigmodel.compat.apex._autocast_utils import _autocast_enabled, _cast_if_autocast_enabled
 from bigmodel.ops import layer_norm, rms_norm
+from bigmodel.ops._norm_checks import check_module
 
 __all__ = [
     "FusedLayerNorm",
@@ -204,6 +206,8 @@ def manual_rms_norm(input: Tensor, normalized_shape: Shape, weight: Tensor | Non
 class _FusedNorm(torch.nn.Module):
     def __init__(self, normalized_shape: Shape, eps: float, elementwise_affine: bool, memory_efficient: bool) -> None:
         super().__init__()
+        check_module(type(self).__name__, normalized_shape, eps, 0.0, memory_efficient, None, elementwise_affine)
+        _check.flag(type(self).__name__, "elementwise_affine", elementwise_affine)
         if isinstance(normalized_shape, numbers.Integral):
             normalized_shape = (int(normalized_shape),)
         self.normalized_shape = torch.Size(normalized_shape)  # type: ignore[arg-type]

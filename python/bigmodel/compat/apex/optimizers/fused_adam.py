@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from bigmodel import optim
+from bigmodel.compat._bias_correction import BiasCorrected
 from bigmodel.compat.apex._absent import attributes_of
 
 __all__ = ["FusedAdam"]
 __getattr__ = attributes_of(__name__)
 
 
-class FusedAdam(optim.Adam):
+class FusedAdam(BiasCorrected):
     """apex.optimizers.FusedAdam on CPU and CUDA.
 
     Args:
@@ -43,9 +42,8 @@ class FusedAdam(optim.Adam):
         )  # fmt: skip
         self.adam_w_mode = 1 if adam_w_mode else 0
         self.set_grad_none, self.capturable, self.master_weights = set_grad_none, capturable, master_weights
-        self.defaults["bias_correction"] = bias_correction
+        self._set_bias_correction(bias_correction)
         for group in self.param_groups:
-            group.setdefault("bias_correction", bias_correction)
             if capturable and group["params"]:
                 lr = torch.as_tensor(group["lr"], dtype=torch.float32)
                 group["lr"] = lr.to(group["params"][0].device, copy=True)
@@ -57,9 +55,6 @@ class FusedAdam(optim.Adam):
     def __getstate__(self) -> dict[str, Any]:
         kept = ("adam_w_mode", "set_grad_none", "capturable", "master_weights")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
-
-    def _first_step(self, group: dict[str, Any]) -> float:
-        return 0.0 if group["bias_correction"] else math.inf
 
     def zero_grad(self, set_to_none: bool | None = None) -> None:
         """As torch's; `set_to_none` is `set_grad_none` unless it is given."""

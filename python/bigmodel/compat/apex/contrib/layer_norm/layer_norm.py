@@ -10,6 +10,7 @@ from bigmodel.compat.apex._absent import attributes_of
 from bigmodel.compat.apex._autocast_utils import _cast_if_autocast_enabled
 from bigmodel.compat.apex.normalization.fused_layer_norm import _Function
 from bigmodel.ops import layer_norm
+from bigmodel.ops._norm_checks import check_module
 
 __all__ = ["FastLayerNorm", "FastLayerNormFN"]
 __getattr__ = attributes_of(__name__)
@@ -35,6 +36,7 @@ class FastLayerNorm(torch.nn.Module):
 
     def __init__(self, hidden_size: int, eps: float = 1e-5, memory_efficient: bool = False) -> None:
         super().__init__()
+        check_module("FastLayerNorm", hidden_size, eps, 0.0, memory_efficient, None, True)
         self.epsilon = eps
         self.memory_efficient = memory_efficient
         self.weight = Parameter(torch.empty(hidden_size))

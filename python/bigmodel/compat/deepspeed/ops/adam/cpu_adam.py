@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from bigmodel import optim
+from bigmodel.compat._bias_correction import BiasCorrected
 
 __all__ = ["DeepSpeedCPUAdam"]
 
 
-class DeepSpeedCPUAdam(optim.Adam):
+class DeepSpeedCPUAdam(BiasCorrected):
     """deepspeed.ops.adam.DeepSpeedCPUAdam, also for parameters on CUDA.
 
     Args:
@@ -32,9 +31,7 @@ class DeepSpeedCPUAdam(optim.Adam):
             state_dtype="float32" if fp32_optimizer_states else "param",
         )  # fmt: skip
         self.adam_w_mode, self.fp32_optimizer_states = adamw_mode, fp32_optimizer_states
-        self.defaults["bias_correction"] = bias_correction
-        for group in self.param_groups:
-            group.setdefault("bias_correction", bias_correction)
+        self._set_bias_correction(bias_correction)
 
     @classmethod
     def _name(cls) -> str:
@@ -43,6 +40,3 @@ class DeepSpeedCPUAdam(optim.Adam):
     def __getstate__(self) -> dict[str, Any]:
         kept = ("adam_w_mode", "fp32_optimizer_states")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in kept}}
-
-    def _first_step(self, group: dict[str, Any]) -> float:
-        return 0.0 if group["bias_correction"] else math.inf
