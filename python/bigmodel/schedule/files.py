@@ -41,7 +41,7 @@ def read(path: Path, what: str) -> Any:
         raise ValueError(f"{path}: {what} is a .toml or a .json file.")
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else toml().loads(text)
+        return iso(json.loads(text, object_pairs_hook=_once) if path.suffix == ".json" else toml().loads(text))
     except RecursionError:
         raise ValueError(f"{path}: is nested too deeply.") from None
     except ValueError as error:
