@@ -107,7 +107,8 @@ GRAD_NORM = ("grad_total", "grad_clip", "grad_scale_")
 
 def main() -> None:
     assert bigmodel.__file__.startswith(sys.prefix), f"{bigmodel.__file__} is not the wheel of {sys.prefix}"
-    assert {*NORMS, *SOFTMAXES, *UPDATES, *GRAD_NORM} == set(ops.__all__), "an op is missing in this file"
+    tried = {*NORMS, *SOFTMAXES, *UPDATES, *GRAD_NORM}
+    assert tried == set(ops.__all__) - {"TableCache"}, "an op is missing in this file"
     for name, (centred, added) in NORMS.items():
         norm(name, centred, added)
     for name in SOFTMAXES:
