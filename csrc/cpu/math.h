@@ -59,33 +59,36 @@ template <class T> BIGMODEL_INLINE double total_of(const Accumulator<T>& sums) {
   return fold<T>(both.lo + both.hi, [](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a + b; });
 }
 
-// value * 2^n for n from -1100 to 1023, rounded once where the result is subnormal.
-BIGMODEL_INLINE F32 scale_by(F32 value, F32 n, I32 whole) {
+// value * 2^n for n from -1100 to 1023, rounded once where the result is subnormal; 0 where `live` is false. There
+// nothing is scaled: a result that underflows takes Intel's processors some 150 cycles (docs/decisions.md).
 #if defined(__AVX512F__)
-  (void)whole;
-  return _mm512_scalef_ps(value, n);
+BIGMODEL_INLINE __mmask16 not_below(F32 x, F32 least) { return _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ); }
+BIGMODEL_INLINE __mmask8 not_below(F64 x, F64 least) { return _mm512_cmp_pd_mask(x, least, _CMP_NLT_UQ); }
+BIGMODEL_INLINE F32 live_part(F32 x, __mmask16) { return x; }
+BIGMODEL_INLINE F64 live_part(F64 x, __mmask8) { return x; }
+BIGMODEL_INLINE F32 scale_by(F32 value, F32 n, I32, __mmask16 live) { return _mm512_maskz_scalef_ps(live, value, n); }
+BIGMODEL_INLINE F64 scale_by(F64 value, F64 n, I64, __mmask8 live) { return _mm512_maskz_scalef_pd(live, value, n); }
 #else
-  (void)n;
-  I32 first = whole >> 1, second = whole - first;
-  return value * bit_cast<F32>((first + 127) << 23) * bit_cast<F32>((second + 127) << 23);
-#endif
+BIGMODEL_INLINE I32 not_below(F32 x, F32 least) { return ~(x < least); }
+BIGMODEL_INLINE I64 not_below(F64 x, F64 least) { return ~(x < least); }
+BIGMODEL_INLINE F32 live_part(F32 x, I32 live) { return bit_cast<F32>(bit_cast<I32>(x) & live); }
+BIGMODEL_INLINE F64 live_part(F64 x, I64 live) { return bit_cast<F64>(bit_cast<I64>(x) & live); }
+BIGMODEL_INLINE F32 scale_by(F32 value, F32, I32 n, I32 live) {
+  I32 first = n >> 1, second = n - first;
+  return live_part(value * bit_cast<F32>((first + 127) << 23) * bit_cast<F32>((second + 127) << 23), live);
 }
-BIGMODEL_INLINE F64 scale_by(F64 value, F64 n, I64 whole) {
-#if defined(__AVX512F__)
-  (void)whole;
-  return _mm512_scalef_pd(value, n);
-#else
-  (void)n;
-  I64 first = whole >> 1, second = whole - first;
-  return value * bit_cast<F64>((first + 1023) << 52) * bit_cast<F64>((second + 1023) << 52);
-#endif
+BIGMODEL_INLINE F64 scale_by(F64 value, F64, I64 n, I64 live) {
+  I64 first = n >> 1, second = n - first;
+  return live_part(value * bit_cast<F64>((first + 1023) << 52) * bit_cast<F64>((second + 1023) << 52), live);
 }
+#endif
 
-// Below the clamp every result rounds to 0, and above no exponent overflows that the caller has: x <= 0 but for a
+// Below -104 and -746 every result rounds to 0, and above no exponent overflows that the caller has: x <= 0 but for a
 // rounding. NaN passes. Error: under 1 ulp (tests/ops/test_softmax.py).
 BIGMODEL_INLINE F32 exp(F32 x) {
   constexpr float shift = 0x1.8p23f;  // adding it leaves the nearest integer in the last bits
-  x = greater(-104.0f - F32{}, x);
+  const auto live = not_below(x, -104.0f - F32{});
+  x = live_part(x, live);
   F32 shifted = x * 0x1.715476p+0f + shift, n = shifted - shift;
   I32 whole = bit_cast<I32>(shifted) - bit_cast<int32_t>(shift);
   F32 r = x - n * 0x1.63p-1f;
@@ -94,12 +97,13 @@ BIGMODEL_INLINE F32 exp(F32 x) {
   p = p * r + 0.041668394262514532031f;
   p = p * r + 0.16666520108249141115f;
   p = p * r + 0.49999993412346602644f;
-  return scale_by(p * (r * r) + r + 1.0f, n, whole);
+  return scale_by(p * (r * r) + r + 1.0f, n, whole, live);
 }
 
 BIGMODEL_INLINE F64 exp(F64 x) {
   constexpr double shift = 0x1.8p52;
-  x = greater(-746.0 - F64{}, x);
+  const auto live = not_below(x, -746.0 - F64{});
+  x = live_part(x, live);
   F64 shifted = x * 0x1.71547652b82fep+0 + shift, n = shifted - shift;
   I64 whole = bit_cast<I64>(shifted) - bit_cast<int64_t>(shift);
   F64 r = x - n * 0x1.62e42feep-1;
@@ -113,7 +117,7 @@ BIGMODEL_INLINE F64 exp(F64 x) {
   p = p * r + 0.041666666666529189844;
   p = p * r + 0.16666666666666410233;
   p = p * r + 0.50000000000000107208;
-  return scale_by(p * (r * r) + r + 1.0, n, whole);
+  return scale_by(p * (r * r) + r + 1.0, n, whole, live);
 }
 
 // Where |x| is small, 1 - 2 / (exp(2 |x|) + 1) would be a difference of equals: there an odd polynomial.
