@@ -60,7 +60,7 @@ template <class T> BIGMODEL_INLINE double total_of(const Accumulator<T>& sums) {
 }
 
 // value * 2^n for n from -1100 to 1023, rounded once where the result is subnormal; 0 where `live` is false. There
-// nothing is scaled: a result that underflows takes Intel's processors some 150 cycles (docs/decisions.md).
+// nothing is scaled: Intel's processors leave a result that underflows to microcode (docs/decisions.md).
 #if defined(__AVX512F__)
 BIGMODEL_INLINE __mmask16 not_below(F32 x, F32 least) { return _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ); }
 BIGMODEL_INLINE __mmask8 not_below(F64 x, F64 least) { return _mm512_cmp_pd_mask(x, least, _CMP_NLT_UQ); }
