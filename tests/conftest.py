@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cuda_host
+import ptxas
 import pytest
 import torch
 
@@ -26,14 +29,26 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "cuda-host", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu", "cuda-host", "cuda-ptx", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request):
-    """Where a test runs: "cuda-host" is the CUDA kernels on CPU memory, executed and checked by tests/cuda_host."""
-    if request.param == "cuda-host":
-        with cuda_host.as_cpu():
+    """Where a test runs: "cuda-host" is the CUDA kernels on CPU memory, executed and checked by tests/cuda_host, and
+    "cuda-ptx" the same with nvcc's code for them."""
+    if request.param in ("cuda-host", "cuda-ptx"):
+        with cuda_host.as_cpu(ptx=request.param == "cuda-ptx"):
             yield "cpu"
     else:
         yield request.param
+
+
+@pytest.fixture(scope="module", params=["g++", "nvcc"])
+def either_compiler(request) -> Iterator[None]:
+    """What cuda_host executes: the kernels as g++ compiles them, or nvcc's PTX."""
+    if request.param == "g++":
+        yield
+        return
+    executor = cuda_host.load()
+    with cuda_host.executing_ptx(executor, ptxas.SOURCES, range(len(executor.devices))):
+        yield
 
 
 @pytest.fixture(params=_native.load().cpu.isas_usable())

@@ -6,6 +6,7 @@ import torch
 
 from bigmodel.ops import ema_, grad_total
 
+pytestmark = pytest.mark.usefixtures("either_compiler")
 ELEMENTS = 2048  # eight tiles of a warp
 
 

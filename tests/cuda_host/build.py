@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pybind11
+from ptxas import find_nvcc
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -148,6 +149,46 @@ def _shared_variables(target: Path, objects: Sequence[Path]) -> list[tuple[str, 
     ]
 
 
+def ptx(sources: Sequence[Path], arch: int) -> list[Path]:
+    """What nvcc makes of the sources for a virtual architecture, optimised as in a wheel."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise RuntimeError("cuda_host: nvcc is neither in CUDACXX, nor on PATH, nor installed from PyPI.")
+    command = [nvcc, "--ptx", "-O3", "-std=c++17", "-lineinfo", f"-arch=compute_{arch}"]
+    headers = [path for path in _sources(ROOT / "csrc") if path.suffix in {".h", ".cuh"}]
+    version = _hash(command, _run([nvcc, "--version"]), *headers)
+
+    def make(source: Path) -> Path:
+        target = BUILD / f"ptx-{_hash(version, source)}" / f"{source.stem}.sm_{arch}.ptx"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_suffix(".part")
+            _run([*command, str(source), "-o", str(unfinished)])
+            unfinished.rename(target)
+        return target
+
+    with _Lock(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(make, sources))
+
+
+def entries(library: Path, ptx: Path) -> dict[int, str]:
+    """The kernels of PTX, by their offset in the library of the same source: the two compilers name them alike, but for
+    what is in an unnamed namespace."""
+    names = re.findall(r"\.entry (\w+)\(", ptx.read_text())
+    offsets = {name: offset for offset, name in functions(library)}
+    found = dict(zip(_run(["c++filt", *names]).splitlines(), names, strict=True))
+    return {offsets[plain]: name for plain, name in found.items()}
+
+
+def functions(library: Path) -> list[tuple[int, str]]:
+    """(offset, name) of every function in the library."""
+    pattern = re.compile(r"\s*\d+: (\w+)\s+\w+ FUNC\s+\w+\s+\w+\s+\w+ (\S+)")
+    lines = _run(["readelf", "--syms", "--wide", str(library)]).splitlines()
+    symbols = [match.groups() for match in map(pattern.match, lines) if match]
+    names = _run(["c++filt", *(name for _, name in symbols)]).splitlines()
+    return [(int(offset, 16), name) for (offset, _), name in zip(symbols, names, strict=True)]
+
+
 def _bounds(target: Path, sources: Sequence[Path]) -> dict[int, int]:
     """From the sources: a compiler for CPUs has no attribute to carry the number to the launch."""
     text = "\n".join(source.read_text() for source in sources)
@@ -160,16 +201,8 @@ def _bounds(target: Path, sources: Sequence[Path]) -> dict[int, int]:
     if len(found) != len(re.findall(r"__launch_bounds__\(", text)):
         raise RuntimeError("cuda_host: a __launch_bounds__ is written in a way that build.py does not read.")
     threads = {name: value(expression) for expression, name in found}
-    pattern = re.compile(r"\s*\d+: (\w+)\s+\w+ FUNC\s+\w+\s+\w+\s+\w+ (\S+)")
-    lines = _run(["readelf", "--syms", "--wide", str(target)]).splitlines()
-    symbols = [match.groups() for match in map(pattern.match, lines) if match]
-    names = _run(["c++filt", *(name for _, name in symbols)]).splitlines()
-    bases = [re.match(r"(?:void )?(?:[\w ()]+::)*(\w+)", name) for name in names]
-    return {
-        int(offset, 16): threads[base[1]]
-        for (offset, _), base in zip(symbols, bases, strict=True)
-        if base and base[1] in threads
-    }
+    bases = [(offset, re.match(r"(?:void )?(?:[\w ()]+::)*(\w+)", name)) for offset, name in functions(target)]
+    return {offset: threads[base[1]] for offset, base in bases if base and base[1] in threads}
 
 
 class _Lock:

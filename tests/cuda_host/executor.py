@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import ptxas
 import torch
 
 from . import build, contracts
@@ -49,6 +50,8 @@ def _executor() -> ModuleType:
 @functools.cache
 def _symbol(path: str, offset: str) -> tuple[str, str]:
     """The function at an offset in a library, and its place in the sources, innermost first."""
+    if path.endswith(".ptx"):
+        return "", _place_in_ptx(path, int(offset, 16))
     command = ["addr2line", "--exe", path, "--functions", "--inlines", "--demangle", offset]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     functions, places = lines[0::2], lines[1::2]
@@ -56,6 +59,23 @@ def _symbol(path: str, offset: str) -> tuple[str, str]:
     shown = [Path(place.split(" ")[0]).name for place in places if not place.startswith(headers)]
     function = re.sub(r"\(anonymous namespace\)::|\bbigmodel::|^void ", "", functions[-1])
     return re.sub(r"\((?!anonymous).*", "", function), " in ".join(dict.fromkeys(shown[:3]))
+
+
+@functools.cache
+def _text(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _place_in_ptx(path: str, line: int) -> str:
+    """The line of the text, after the project's lines that the compiler says it comes from, innermost first."""
+    numbered = map(re.compile(r'\s*\.file\s+(\d+) "([^"]*)"').match, _text(path))
+    files = {match[1]: match[2] for match in numbered if match}
+    loc = re.compile(r"\s*\.loc\s+(\d+) (\d+)(?:.*inlined_at (\d+) (\d+))?")
+    found = next(filter(None, map(loc.match, reversed(_text(path)[: line - 1]))), None)
+    pairs = (found.groups()[:2], found.groups()[2:]) if found else ()
+    places = [(files[file], number) for file, number in pairs if file]
+    own = [f"{Path(file).name}:{number}" for file, number in places if file.startswith(str(build.ROOT))]
+    return " in ".join([*own, f"{Path(path).name}:{line}"])
 
 
 _CODE = re.compile(r"\{code:([^}]*):(0x[0-9a-f]+)\}")
@@ -78,6 +98,7 @@ class Executor:
     """
 
     def __init__(self, module: ModuleType, contracts: dict[str, Any]):
+        self.path = Path(module.__file__)
         self._module = module
         self._contracts = contracts
         self.Violation = _executor().Violation
@@ -146,9 +167,35 @@ def load() -> Executor:
     return Executor(module, contracts.of(module))
 
 
+@functools.cache
+def _load_ptx(executor: Executor, sources: tuple[Path, ...], arch: int) -> None:
+    for file in build.ptx(sources, arch):
+        declare_ptx(executor, arch, file, build.entries(executor.path, file))
+
+
+def declare_ptx(executor: Executor, arch: int, file: Path, entries: dict[int, str]) -> None:
+    """Reads PTX for devices of an architecture: its entries, by the offset of the kernel that each stands for."""
+    _executor().declare_ptx(arch, str(file), str(executor.path), entries)
+
+
 @contextlib.contextmanager
-def as_cpu(device: int = 0) -> Iterator[Executor]:
-    """Within this, bigmodel's ops on CPU tensors run the CUDA kernels, as on the device of that ordinal."""
+def executing_ptx(executor: Executor, sources: Iterable[Path], devices: Iterable[int] = (0,)) -> Iterator[None]:
+    """Within this, launches on these devices execute what nvcc makes of the kernels, not what g++ makes of them."""
+    for device in devices:
+        _load_ptx(executor, tuple(sources), int(re.match(r"sm_(\d+)", executor.devices[device])[1]))
+    before = _executor().execute_ptx(True)
+    try:
+        yield
+    finally:
+        _executor().execute_ptx(before)
+
+
+@contextlib.contextmanager
+def as_cpu(device: int = 0, ptx: bool = False) -> Iterator[Executor]:
+    """Within this, bigmodel's ops on CPU tensors run the CUDA kernels, as on the device of that ordinal.
+
+    ptx: execute what nvcc makes of the kernels, not what g++ makes of them.
+    """
     from bigmodel import _registry
 
     executor = load()
@@ -162,7 +209,8 @@ def as_cpu(device: int = 0) -> Iterator[Executor]:
 
     _registry.native, _registry.place = host_native, host_place
     try:
-        yield executor
+        with executing_ptx(executor, ptxas.SOURCES, (device,)) if ptx else contextlib.nullcontext():
+            yield executor
     finally:
         _registry.native, _registry.place = native, place
 

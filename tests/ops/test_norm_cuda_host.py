@@ -10,11 +10,12 @@ from torch.testing import assert_close
 
 import bigmodel
 
-H100, A100, H100_SLICE = range(3)  # the ordinals that the executor pretends
+H100, A100, H100_SLICE, T4 = range(4)  # the ordinals that the executor pretends
 KINDS = pytest.mark.parametrize("centred", [False, True], ids=["rms", "layer"])
+pytestmark = pytest.mark.usefixtures("either_compiler")
 
 
-@pytest.fixture(params=[H100, A100], ids=["sm_90", "sm_80"])
+@pytest.fixture(params=[H100, A100, T4], ids=["sm_90", "sm_80", "sm_75"])
 def host(request):
     with cuda_host.as_cpu(request.param) as executor:
         executor.take_traffic()

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 
 import bigmodel
 
-H100, A100 = range(2)  # the ordinals that the executor pretends
+H100, A100, _, T4 = range(4)  # the ordinals that the executor pretends
+pytestmark = pytest.mark.usefixtures("either_compiler")
 
 
-@pytest.fixture(params=[H100, A100], ids=["sm_90", "sm_80"])
+@pytest.fixture(params=[H100, A100, T4], ids=["sm_90", "sm_80", "sm_75"])
 def host(request):
     with cuda_host.as_cpu(request.param) as executor:
         executor.take_traffic()

@@ -1,8 +1,8 @@
 // The part of CUDA's runtime interface that the sources use, on top of the executor. Names and meanings are CUDA's.
 #pragma once
 
+#include <array>
 #include <cstring>
-#include <tuple>
 #include <utility>
 
 #include "cuda_host/executor.h"
@@ -89,12 +89,12 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = cuda_host::kSharedBytesPerBlock; break;
     case cudaDevAttrWarpSize: *value = warpSize; break;
     case cudaDevAttrMultiProcessorCount: *value = device.multiprocessors; break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = cuda_host::kThreadsPerMultiprocessor; break;
+    case cudaDevAttrMaxThreadsPerMultiProcessor: *value = device.threads_per_multiprocessor; break;
     case cudaDevAttrComputeCapabilityMajor: *value = device.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = device.minor; break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = device.shared_bytes_per_multiprocessor; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = device.shared_bytes_per_block; break;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = cuda_host::kBlocksPerMultiprocessor; break;
+    case cudaDevAttrMaxBlocksPerMultiprocessor: *value = device.blocks_per_multiprocessor; break;
     case cudaDevAttrClusterLaunch: *value = device.cluster_blocks > 1; break;
   }
   return cudaSuccess;
@@ -162,9 +162,9 @@ template <class... Parameters>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int threads,
                                                           size_t dynamic_bytes) {
   const cuda_host::Device& device = cuda_host::device(cuda_host::current_device());
-  const int by_threads = cuda_host::kThreadsPerMultiprocessor / ((threads + warpSize - 1) / warpSize * warpSize);
+  const int by_threads = device.threads_per_multiprocessor / ((threads + warpSize - 1) / warpSize * warpSize);
   const int by_memory = device.shared_bytes_per_multiprocessor / (int(dynamic_bytes) + cuda_host::kSharedBytesReserved);
-  *blocks = min(min(by_threads, by_memory), cuda_host::kBlocksPerMultiprocessor);
+  *blocks = min(min(by_threads, by_memory), device.blocks_per_multiprocessor);
   return cudaSuccess;
 }
 
@@ -181,17 +181,54 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Paramet
 }
 
 // --- launching -------------------------------------------------------------------------------------------------------
+namespace cuda_host {
+
+// A kernel's arguments as a device finds them: in order, each at a multiple of its alignment.
+template <class... Parameters>
+struct Arguments {
+  template <size_t... I>
+  static constexpr auto offsets(std::index_sequence<I...>) {
+    std::array<size_t, sizeof...(Parameters) + 1> at{};
+    const auto aligned = [](size_t offset, size_t alignment) {
+      return (offset + alignment - 1) / alignment * alignment;
+    };
+    ((at[I] = aligned(at[I], alignof(Parameters)), at[I + 1] = at[I] + sizeof(Parameters)), ...);
+    return at;
+  }
+  using Indices = std::index_sequence_for<Parameters...>;
+  static constexpr auto kAt = offsets(Indices{});
+
+  template <class... Given>
+  explicit Arguments(Given&&... given) {
+    write(Indices{}, Parameters(std::forward<Given>(given))...);
+  }
+
+  template <size_t... I>
+  void write(std::index_sequence<I...>, const Parameters&... values) {
+    (std::memcpy(bytes + kAt[I], &values, sizeof values), ...);
+  }
+
+  static void call(const void* kernel, const void* bytes) { call(kernel, bytes, Indices{}); }
+  template <size_t... I>
+  static void call(const void* kernel, const void* bytes, std::index_sequence<I...>) {
+    const auto* from = static_cast<const unsigned char*>(bytes);
+    reinterpret_cast<void (*)(Parameters...)>(const_cast<void*>(kernel))(
+        *reinterpret_cast<const std::remove_cv_t<Parameters>*>(from + kAt[I])...);
+  }
+
+  alignas(16) unsigned char bytes[kAt.back() ? kAt.back() : 1];
+};
+
+}  // namespace cuda_host
+
 // Runs the whole grid before it returns. What a device would refuse, or a check finds, is thrown.
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  using Values = std::tuple<std::remove_cv_t<Parameters>...>;
-  Values values(std::forward<Arguments>(arguments)...);
+  const cuda_host::Arguments<Parameters...> values(std::forward<Arguments>(arguments)...);
   const cuda_host::LaunchShape shape{config->gridDim, config->blockDim, cuda_host::cluster_of(*config),
                                      config->dynamicSmemBytes};
-  const auto call = [](const void* kernel, void* values) {
-    std::apply(reinterpret_cast<void (*)(Parameters...)>(const_cast<void*>(kernel)), *static_cast<Values*>(values));
-  };
-  cuda_host::launch(shape, reinterpret_cast<const void*>(kernel), call, &values, sizeof values);
+  cuda_host::launch(shape, reinterpret_cast<const void*>(kernel), cuda_host::Arguments<Parameters...>::call,
+                    values.bytes, sizeof values.bytes);
   return cudaSuccess;
 }

@@ -108,7 +108,7 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
       fail("asynchronous copy not waited for: " + attempt.text("where it goes"));
     }
   }
-  const TrafficKey key{grid->kernel, attempt.pc, offset != SharedMemory::kOutside, write, uint32_t(bytes)};
+  const TrafficKey key{grid->kernel, &module, attempt.pc, offset != SharedMemory::kOutside, write, uint32_t(bytes)};
   if (key.shared) {
     check_shared(attempt, offset, rank);
     if (rank == thread->block->rank) thread->warp->traffic.note(thread->lane, key, address);
@@ -127,8 +127,11 @@ void check_access(uintptr_t address, size_t bytes, bool write, bool aligned, con
 }
 
 void copy_async(void* to_shared, const void* from_global, size_t bytes) {
-  const auto to = reinterpret_cast<uintptr_t>(to_shared), from = reinterpret_cast<uintptr_t>(from_global);
-  const void* code = __builtin_return_address(0);
+  copy_async(reinterpret_cast<uintptr_t>(to_shared), reinterpret_cast<uintptr_t>(from_global), bytes,
+             __builtin_return_address(0));
+}
+
+void copy_async(uintptr_t to, uintptr_t from, size_t bytes, const void* code) {
   Races::begin_copy(*current);
   check_access(from, bytes, false, true, code);
   check_access(to, bytes, true, true, code);

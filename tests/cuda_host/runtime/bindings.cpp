@@ -2,9 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <utility>
+
 #include "access.h"
 #include "grid.h"
 #include "memory.h"
+#include "ptx.h"
 #include "report.h"
 
 namespace py = pybind11;
@@ -25,6 +28,14 @@ PYBIND11_MODULE(_executor, m) {
       declaration.shared.push_back({name, offset, size, dynamic});
     declare(path, std::move(declaration));
   });
+  // The entries of a file of PTX, by the offset of their kernels in a library.
+  m.def("declare_ptx", [](int arch, const std::string& path, const std::string& library,
+                          const std::map<uintptr_t, std::string>& kernels) {
+    std::map<uintptr_t, std::string> entries;
+    for (const auto& [offset, name] : kernels) entries[begin_of(library) + offset] = name;
+    ptx::declare(arch, path, entries);
+  });
+  m.def("execute_ptx", [](bool execute) { return std::exchange(ptx::execute, execute); });
   m.def("devices", [] {
     std::vector<std::string> names;
     for (int i = 0; i < device_count(); ++i) names.push_back(device(i).name);
@@ -52,9 +63,9 @@ PYBIND11_MODULE(_executor, m) {
   m.def("take_traffic", [] {
     py::list rows;
     for (const auto& [key, count] : traffic) {
-      const Module& module = module_of(key.kernel);
-      rows.append(py::make_tuple(code(module.path, reinterpret_cast<uintptr_t>(key.kernel) - module.begin),
-                                 code(module.path, key.pc), key.shared, key.write, key.bytes, count.accesses,
+      const Module& library = module_of(key.kernel);
+      rows.append(py::make_tuple(code(library.path, reinterpret_cast<uintptr_t>(key.kernel) - library.begin),
+                                 code(key.module->path, key.pc), key.shared, key.write, key.bytes, count.accesses,
                                  count.cost, count.least));
     }
     traffic.clear();

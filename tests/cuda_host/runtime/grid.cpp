@@ -6,6 +6,7 @@
 
 #include "access.h"
 #include "memory.h"
+#include "ptx.h"
 #include "report.h"
 
 namespace cuda_host {
@@ -32,7 +33,8 @@ void leave(Fibre& from, Block& block) {
 }
 
 void live() {
-  grid->call(grid->kernel, reinterpret_cast<void*>(grid->arguments));
+  if (grid->ptx) ptx::run(*grid->ptx, grid->arguments);
+  else grid->call(grid->kernel, reinterpret_cast<const void*>(grid->arguments));
   Thread& thread = *current;
   thread.state = Thread::State::exited;
   ++thread.block->exited;
@@ -145,7 +147,7 @@ void run(Grid& launched) {
   launched.first_segment = races.next();
   launched.cluster.blocks.resize(blocks);
   SharedMemory& shared = launched.module->shared;
-  shared.begin_launch(thread_local_block(*launched.module), blocks, launched.shape.dynamic_shared_bytes);
+  shared.begin_launch(shared_block(*launched.module), blocks, launched.shape.dynamic_shared_bytes);
 
   struct Scope {
     explicit Scope(Grid& launched) { grid = &launched; }
@@ -199,6 +201,7 @@ std::string name_of_segment(uint32_t id) {
 
 std::string name(Site site) {
   const std::string file = site.file;
+  if (grid && file == grid->module->path) return code(file, uintptr_t(site.line));  // of PTX: a line of the text
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line);
 }
 

@@ -99,11 +99,15 @@ struct Cluster {
 };
 
 struct Module;
+namespace ptx {
+struct Function;
+}
 
 struct Grid {
   LaunchShape shape;
   const void* kernel;
   KernelCall call;
+  const ptx::Function* ptx;  // what runs instead of `call`, or null
   uintptr_t arguments, arguments_end;
   Module* module;
   Cluster cluster;

@@ -8,6 +8,7 @@
 #include "access.h"
 #include "grid.h"
 #include "memory.h"
+#include "ptx.h"
 #include "report.h"
 
 namespace cuda_host {
@@ -15,9 +16,10 @@ namespace {
 
 // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 constexpr Device kDevices[] = {
-    {"sm_90 (H100)", 9, 0, 132, 227 * 1024, 228 * 1024, 8, 16},
-    {"sm_80 (A100)", 8, 0, 108, 163 * 1024, 164 * 1024, 1, 1},
-    {"sm_90 (H100 MIG 1g)", 9, 0, 16, 227 * 1024, 228 * 1024, 8, 16},
+    {"sm_90 (H100)", 9, 0, 132, 227 * 1024, 228 * 1024, 8, 16, 2048, 32},
+    {"sm_80 (A100)", 8, 0, 108, 163 * 1024, 164 * 1024, 1, 1, 2048, 32},
+    {"sm_90 (H100 MIG 1g)", 9, 0, 16, 227 * 1024, 228 * 1024, 8, 16, 2048, 32},
+    {"sm_75 (T4)", 7, 5, 40, 64 * 1024, 64 * 1024, 1, 1, 1024, 16},
 };
 constexpr uint32_t kGridX = 2147483647, kGridYZ = 65535, kBlockXY = 1024, kBlockZ = 64;
 constexpr size_t kArgumentBytes = 32764;  // from sm_70 and CUDA 12.1 on
@@ -133,17 +135,27 @@ bool ask_for_dynamic_shared(const void* kernel, int bytes) {
   return true;
 }
 
-void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void* arguments, size_t arguments_bytes) {
+void launch(const LaunchShape& shape, const void* kernel, KernelCall call, const void* arguments,
+            size_t arguments_bytes) {
   const std::lock_guard lock(one_launch);
-  Module& module = module_of(kernel);
+  Module& host = module_of(kernel);
+  const Device& gpu = device(current_device());
   const auto begin = reinterpret_cast<uintptr_t>(arguments);
   const std::string kernel_name = name_of_kernel(kernel);
   global_memory.launched(kernel_name);
   try {
-    const auto bound = module.bounds.find(reinterpret_cast<uintptr_t>(kernel) - module.begin);
-    check_shape(shape, attributes(kernel), bound == module.bounds.end() ? kThreadsPerBlock : bound->second,
-                arguments_bytes);
-    Grid grid{shape, kernel, call, begin, begin + arguments_bytes, &module, {}, 0, {}, {}, {}};
+    const ptx::Kernel* const ptx = ptx::execute ? ptx::find(kernel, 10 * gpu.major + gpu.minor) : nullptr;
+    Module& module = ptx ? ptx->program->module : host;
+    const auto found = host.bounds.find(reinterpret_cast<uintptr_t>(kernel) - host.begin);
+    const int bound = found == host.bounds.end() ? kThreadsPerBlock : found->second;
+    check_shape(shape, attributes(kernel), ptx ? ptx->function->max_threads : bound, arguments_bytes);
+    if (ptx::execute && !ptx) throw Violation("no PTX of it was declared for " + std::string(gpu.name));
+    if (ptx && ptx->function->argument_bytes != arguments_bytes) {
+      throw Violation("the launch gives " + std::to_string(arguments_bytes) + " bytes of arguments, and the PTX has " +
+                      std::to_string(ptx->function->argument_bytes));
+    }
+    Grid grid{shape, kernel, call, ptx ? ptx->function : nullptr, begin, begin + arguments_bytes, &module, {}, 0,
+              {},    {},     {}};
     if (!launched_on.empty()) launched_on[size_t(current_device())] = true;
     run(grid);
     check_shared(module.shared, shape.dynamic_shared_bytes);

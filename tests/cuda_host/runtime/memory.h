@@ -99,6 +99,7 @@ struct Module {
   std::string path;
   uintptr_t begin = 0, end = 0;  // of its image
   size_t tls_module = 0;
+  uintptr_t shared_block = 0;  // where its shared variables lie, if that is not in its thread-local block
   SharedMemory shared;
   std::map<uintptr_t, int> bounds;  // by a kernel's offset: the threads of its __launch_bounds__
 };
@@ -110,11 +111,13 @@ struct Declaration {
 };
 void declare(const std::string& path, Declaration declaration);
 
+// Where a library that is loaded begins.
+uintptr_t begin_of(const std::string& path);
 // The module whose code holds the address.
 Module& module_of(const void* code);
 void forget_shared_accesses();  // of every module
-// The start of the module's thread-local block on this thread.
-uintptr_t thread_local_block(const Module& module);
+// Where the module's shared variables lie for kernels that this thread launches.
+uintptr_t shared_block(const Module& module);
 
 extern GlobalMemory global_memory;
 

@@ -38,6 +38,19 @@ int visit(dl_phdr_info* info, size_t, void* data) {
 
 void declare(const std::string& path, Declaration declaration) { declared[real_path(path)] = std::move(declaration); }
 
+uintptr_t begin_of(const std::string& path) {
+  std::pair<std::string, uintptr_t> wanted{real_path(path), 0};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto& [path, begin] = *static_cast<std::pair<std::string, uintptr_t>*>(data);
+        if (real_path(info->dlpi_name) != path) return 0;
+        begin = info->dlpi_addr;
+        return 1;
+      },
+      &wanted);
+  return wanted.second;
+}
+
 Module& module_of(const void* code) {
   Dl_info info;
   if (!dladdr(code, &info)) throw Violation("a kernel at an address that is in no module");
@@ -57,7 +70,8 @@ void forget_shared_accesses() {
   for (auto& [begin, module] : modules) module.shared.forget_accesses();
 }
 
-uintptr_t thread_local_block(const Module& module) {
+uintptr_t shared_block(const Module& module) {
+  if (module.shared_block) return module.shared_block;
   if (!module.tls_module) return 0;
   size_t index[2] = {module.tls_module, 0};
   return reinterpret_cast<uintptr_t>(__tls_get_addr(index));

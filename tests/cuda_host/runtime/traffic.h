@@ -9,13 +9,17 @@
 
 namespace cuda_host {
 
+struct Module;
+
 struct TrafficKey {
   const void* kernel;
-  uint32_t pc;  // from the start of the module's image
+  const Module* module;  // whose code ran
+  uint32_t pc;           // from the start of its image
   bool shared, write;
   uint32_t bytes;  // of one lane
   bool operator<(const TrafficKey& o) const {
-    return std::tie(kernel, pc, shared, write, bytes) < std::tie(o.kernel, o.pc, o.shared, o.write, o.bytes);
+    return std::tie(kernel, module, pc, shared, write, bytes) <
+           std::tie(o.kernel, o.module, o.pc, o.shared, o.write, o.bytes);
   }
 };
 

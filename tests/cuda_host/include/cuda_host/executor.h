@@ -52,8 +52,9 @@ struct LaunchShape {
   dim3 grid, block, cluster;
   size_t dynamic_shared_bytes;
 };
-using KernelCall = void (*)(const void* kernel, void* arguments);
-void launch(const LaunchShape& shape, const void* kernel, KernelCall call, void* arguments, size_t arguments_bytes);
+using KernelCall = void (*)(const void* kernel, const void* arguments);
+void launch(const LaunchShape& shape, const void* kernel, KernelCall call, const void* arguments,
+            size_t arguments_bytes);
 
 // --- the devices that are pretended, by ordinal ----------------------------------------------------------------------
 struct Device {
@@ -64,12 +65,12 @@ struct Device {
   int shared_bytes_per_multiprocessor;
   int cluster_blocks;  // 1: no clusters
   int cluster_blocks_nonportable;
+  int threads_per_multiprocessor;
+  int blocks_per_multiprocessor;
 };
 constexpr int kSharedBytesPerBlock = 48 * 1024;  // without that attribute
 constexpr int kSharedBytesReserved = 1024;       // taken by the system for every resident block
 constexpr int kThreadsPerBlock = 1024;
-constexpr int kThreadsPerMultiprocessor = 2048;
-constexpr int kBlocksPerMultiprocessor = 32;
 int device_count();
 const Device& device(int index);
 int current_device();

@@ -1,0 +1,270 @@
+// Runs functions: control, memory, and meetings with other threads, whose checks are those of the C++ kernels.
+#include <alloca.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "access.h"
+#include "grid.h"
+#include "ptx.h"
+#include "report.h"
+
+namespace cuda_host::ptx {
+
+bool execute = false;
+
+namespace {
+
+std::map<std::pair<std::string, int>, std::unique_ptr<Program>> programs;  // by path and architecture
+std::map<std::pair<const void*, int>, Kernel> kernels;
+
+Site site(const Instruction& i) { return {grid->module->path.c_str(), int(i.line)}; }
+
+// What stands for the code of an instruction: a byte of the module's image, and where a call there would return to.
+const void* code_of(const Instruction& i) { return reinterpret_cast<const void*>(grid->module->begin + i.line + 1); }
+
+void run(Frame& frame) {
+  const Instruction* end = frame.function.code.data() + frame.function.code.size();
+  while (frame.next != end) {
+    const Instruction& i = *frame.next++;
+    if ((frame.registers[i.guard] != 0) == i.expected) i.execute(frame, i);
+  }
+}
+
+// --- control ---------------------------------------------------------------------------------------------------------
+void branch(Frame& f, const Instruction& i) { f.next = f.function.code.data() + i.target; }
+
+void leave(Frame& f, const Instruction&) { f.next = f.function.code.data() + f.function.code.size(); }
+
+void call(Frame& f, const Instruction& i) {
+  const Call& call = f.function.calls[i.target];
+  const Function& callee = *call.callee;
+  auto* registers = static_cast<uint64_t*>(alloca(callee.registers * sizeof(uint64_t)));
+  std::memcpy(registers, callee.start.data(), callee.start.size() * sizeof(uint64_t));
+  for (size_t n = 0; n < call.arguments.size(); ++n) registers[callee.parameters[n]] = f.registers[call.arguments[n]];
+  for (const auto& [index, value] : callee.special) registers[index] = value();
+  Frame inner{callee, registers, callee.code.data()};
+  run(inner);
+  for (size_t n = 0; n < call.results.size(); ++n) f.registers[call.results[n]] = registers[callee.results[n]];
+}
+
+// --- memory ----------------------------------------------------------------------------------------------------------
+uintptr_t shared_address(uint64_t offset) {
+  return grid->module->shared.address(uint32_t(offset), current->block->rank);
+}
+
+uintptr_t address_of(const Frame& f, const Instruction& i, uint32_t index) {
+  const uint64_t value = f.registers[index] + uint64_t(i.offset);
+  return i.shared ? shared_address(value) : value;
+}
+
+// T is the type of an element in memory, and in the register the signed or unsigned number that it is.
+template <class T>
+void load(Frame& f, const Instruction& i) {
+  const uintptr_t address = address_of(f, i, i.registers[i.elements]);
+  check_access(address, sizeof(T) * i.elements, false, true, code_of(i));
+  for (uint32_t n = 0; n < i.elements; ++n) {
+    T value;
+    std::memcpy(&value, reinterpret_cast<const void*>(address + n * sizeof value), sizeof value);
+    f.set(i.registers[n], int64_t(value));
+  }
+}
+
+template <class T>
+void store(Frame& f, const Instruction& i) {
+  const uintptr_t address = address_of(f, i, i.registers[0]);
+  check_access(address, sizeof(T) * i.elements, true, true, code_of(i));
+  for (uint32_t n = 0; n < i.elements; ++n) {
+    const T value = f.get<T>(i.registers[1 + n]);
+    std::memcpy(reinterpret_cast<void*>(address + n * sizeof value), &value, sizeof value);
+  }
+}
+
+void to_generic(Frame& f, const Instruction& i) { f.set(i.registers[0], shared_address(f.registers[i.registers[1]])); }
+
+void keep(Frame& f, const Instruction& i) { f.registers[i.registers[0]] = f.registers[i.registers[1]]; }
+
+void map_rank(Frame& f, const Instruction& i) {
+  const auto* address = reinterpret_cast<const void*>(f.registers[i.registers[1]]);
+  f.set(i.registers[0], reinterpret_cast<uintptr_t>(map_shared(address, f.get<uint32_t>(i.registers[2]), site(i))));
+}
+
+// The source's size is the whole copy's: cp.async fills what is beyond it with zeros, which nothing here asks for.
+void copy(Frame& f, const Instruction& i) {
+  const auto bytes = f.get<uint32_t>(i.registers[2]);
+  if (i.count == 4 && f.get<uint32_t>(i.registers[3]) != bytes) fail("cp.async with zeros at the end is not known");
+  copy_async(shared_address(f.get<uint32_t>(i.registers[0])), f.registers[i.registers[1]], bytes, code_of(i));
+}
+
+void commit(Frame&, const Instruction&) { commit_copies(); }
+
+void wait(Frame& f, const Instruction& i) { wait_copies(f.registers[i.registers[0]]); }
+
+// --- meetings --------------------------------------------------------------------------------------------------------
+void block_barrier(Frame& f, const Instruction& i) {
+  if (i.count != 1 || f.registers[i.registers[0]] != 0) fail("a barrier of a part of the block is not known");
+  sync_block(Vote::none, 0, site(i));
+}
+
+void warp_barrier(Frame& f, const Instruction& i) {
+  meet_warp(WarpOperation::sync, "__syncwarp", f.get<uint32_t>(i.registers[0]), 0, 0, site(i));
+}
+
+void cluster_arrive(Frame&, const Instruction& i) { arrive_cluster(site(i)); }
+
+void cluster_wait(Frame&, const Instruction& i) { wait_cluster(site(i)); }
+
+// Counts the threads of the block whose predicate holds.
+void block_count(Frame& f, const Instruction& i) {
+  if (i.count != 3 || f.registers[i.registers[1]] != 0) fail("a barrier of a part of the block is not known");
+  f.set(i.registers[0], sync_block(Vote::count, int(f.registers[i.registers[2]]), site(i)));
+}
+
+// shfl.sync d|p, a, b, c, mask: the lanes between which a value moves are a segment, c's upper bits; its lower bits are
+// the last of them that is read, for `up` the first. A lane that would read outside reads its own value, and p is
+// false.
+enum class Shuffle { up, down, butterfly, index };
+constexpr const char* kShuffles[] = {"__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync", "__shfl_sync"};
+
+template <Shuffle mode>
+void shuffle(Frame& f, const Instruction& i) {
+  const uint32_t* r = i.registers.data() + i.elements;
+  const auto by = f.get<uint32_t>(r[1]) & 31, clamp = f.get<uint32_t>(r[2]);
+  const uint32_t lane = current->lane, segment = clamp >> 8 & 31;
+  const uint32_t last = (lane & segment) | (clamp & 31 & ~segment);
+  int source = 0;
+  switch (mode) {
+    case Shuffle::up: source = int(lane) - int(by); break;
+    case Shuffle::down: source = int(lane + by); break;
+    case Shuffle::butterfly: source = int(lane ^ by); break;
+    case Shuffle::index: source = int((lane & segment) | (by & ~segment)); break;
+  }
+  const bool within = mode == Shuffle::up ? source >= int(last) : source <= int(last);
+  const uint64_t value = meet_warp(WarpOperation::shuffle, kShuffles[int(mode)], f.get<uint32_t>(r[3]),
+                                   f.get<uint32_t>(r[0]), within ? uint32_t(source) : lane, site(i));
+  f.set(i.registers[0], value);
+  if (i.elements == 2) f.set(i.registers[1], uint64_t(within));
+}
+
+uint32_t ballot(const char* what, const Frame& f, const Instruction& i) {
+  const bool holds = f.registers[i.registers[1]] != 0;
+  return uint32_t(meet_warp(WarpOperation::ballot, what, f.get<uint32_t>(i.registers[2]), holds, 0, site(i)));
+}
+
+void vote_ballot(Frame& f, const Instruction& i) { f.set(i.registers[0], uint64_t(ballot("__ballot_sync", f, i))); }
+
+void vote_any(Frame& f, const Instruction& i) { f.set(i.registers[0], uint64_t(ballot("__any_sync", f, i) != 0)); }
+
+void vote_all(Frame& f, const Instruction& i) {
+  f.set(i.registers[0], uint64_t(ballot("__all_sync", f, i) == f.get<uint32_t>(i.registers[2])));
+}
+
+void reduce_add(Frame& f, const Instruction& i) {
+  f.set(i.registers[0], meet_warp(WarpOperation::add, "__reduce_add_sync", f.get<uint32_t>(i.registers[2]),
+                                  f.get<uint32_t>(i.registers[1]), 0, site(i)));
+}
+
+void reduce_max(Frame& f, const Instruction& i) {
+  f.set(i.registers[0], meet_warp(WarpOperation::max_signed, "__reduce_max_sync", f.get<uint32_t>(i.registers[2]),
+                                  f.get<uint32_t>(i.registers[1]), 0, site(i)));
+}
+
+const std::map<std::string, Execute> kOthers = {
+    {"bra", branch},
+    {"bra.uni", branch},
+    {"ret", leave},
+    {"call", call},
+    {"cvta.shared.u64", to_generic},
+    {"cvta.to.global.u64", keep},
+    {"mapa.u64", map_rank},
+    {"cp.async.ca.shared.global", copy},
+    {"cp.async.cg.shared.global", copy},
+    {"cp.async.commit_group", commit},
+    {"cp.async.wait_group", wait},
+    {"bar.sync", block_barrier},
+    {"bar.warp.sync", warp_barrier},
+    {"barrier.cluster.arrive", cluster_arrive},
+    {"barrier.cluster.wait", cluster_wait},
+    {"bar.red.popc.u32", block_count},
+    {"shfl.sync.up.b32", shuffle<Shuffle::up>},
+    {"shfl.sync.down.b32", shuffle<Shuffle::down>},
+    {"shfl.sync.bfly.b32", shuffle<Shuffle::butterfly>},
+    {"shfl.sync.idx.b32", shuffle<Shuffle::index>},
+    {"vote.sync.ballot.b32", vote_ballot},
+    {"vote.sync.any.pred", vote_any},
+    {"vote.sync.all.pred", vote_all},
+    {"redux.sync.add.u32", reduce_add},
+    {"redux.sync.max.s32", reduce_max},
+};
+
+const std::map<std::string, std::pair<Execute, Execute>> kTypes = {
+    {"b8", {load<uint8_t>, store<uint8_t>}},    {"u8", {load<uint8_t>, store<uint8_t>}},
+    {"s8", {load<int8_t>, store<int8_t>}},      {"b16", {load<uint16_t>, store<uint16_t>}},
+    {"u16", {load<uint16_t>, store<uint16_t>}}, {"s16", {load<int16_t>, store<int16_t>}},
+    {"b32", {load<uint32_t>, store<uint32_t>}}, {"u32", {load<uint32_t>, store<uint32_t>}},
+    {"s32", {load<int32_t>, store<int32_t>}},   {"f32", {load<uint32_t>, store<uint32_t>}},
+    {"b64", {load<uint64_t>, store<uint64_t>}}, {"u64", {load<uint64_t>, store<uint64_t>}},
+    {"s64", {load<uint64_t>, store<uint64_t>}}, {"f64", {load<uint64_t>, store<uint64_t>}},
+};
+
+// ld or st, of a space, with hints for the caches, of a vector, of a type; null where a part is not known.
+Execute memory_access(const std::string& opcode, Instruction& made) {
+  std::stringstream parts(opcode);
+  std::string part;
+  std::getline(parts, part, '.');
+  if (part != "ld" && part != "st") return nullptr;
+  const bool stores = part == "st";
+  while (std::getline(parts, part, '.')) {
+    if (const auto type = kTypes.find(part); type != kTypes.end())
+      return stores ? type->second.second : type->second.first;
+    if (part == "shared") made.shared = true;
+    else if (part == "v2") made.elements = 2;
+    else if (part == "v4") made.elements = 4;
+    else if (part != "global" && part != "const" && part != "param" && part != "wb") return nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Instruction instruction(const std::string& opcode) {
+  Instruction made;
+  made.execute = memory_access(opcode, made);
+  for (const auto* table : {&arithmetic(), &kOthers}) {
+    if (const auto found = table->find(opcode); found != table->end()) made.execute = found->second;
+  }
+  if (!made.execute) throw Violation("the opcode `" + opcode + "` is not known");
+  return made;
+}
+
+void run(const Function& kernel, uintptr_t arguments) {
+  const size_t bytes = kernel.registers * sizeof(uint64_t);
+  if (bytes > Stacks::kBytes / 4 * 3) fail("the kernel has more registers than a thread's stack holds");
+  auto* registers = static_cast<uint64_t*>(alloca(bytes));
+  std::memcpy(registers, kernel.start.data(), kernel.start.size() * sizeof(uint64_t));
+  for (const auto& [index, offset] : kernel.arguments) registers[index] = arguments + offset;
+  for (const auto& [index, value] : kernel.special) registers[index] = value();
+  Frame frame{kernel, registers, kernel.code.data()};
+  run(frame);
+}
+
+void declare(int arch, const std::string& path, const std::map<uintptr_t, std::string>& names) {
+  auto& program = programs[{path, arch}];
+  if (!program) {
+    std::stringstream text;
+    text << std::ifstream(path).rdbuf();
+    program = std::make_unique<Program>(path, text.str());
+  }
+  for (const auto& [kernel, name] : names) {
+    const auto found = program->functions.find(name);
+    if (found == program->functions.end()) throw Violation(path + " has no kernel " + name);
+    kernels[{reinterpret_cast<const void*>(kernel), arch}] = {program.get(), found->second.get()};
+  }
+}
+
+const Kernel* find(const void* kernel, int arch) {
+  const auto found = kernels.find({kernel, arch});
+  return found == kernels.end() ? nullptr : &found->second;
+}
+
+}  // namespace cuda_host::ptx
