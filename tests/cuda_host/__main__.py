@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import ptxas
 import torch
 
 from . import as_cpu
@@ -63,11 +64,13 @@ def calls() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def main() -> None:
+    ptx = ptxas.find_nvcc() is not None
     print(
-        "# Memory traffic of the CUDA kernels\n\nCounted by the host executor, as on an H100; made by `make traffic`.\n"
+        "# Memory traffic of the CUDA kernels\n\nCounted by the host executor, as on an H100, in "
+        f"{'the PTX that nvcc makes of them' if ptx else 'what g++ makes of them'}; made by `make traffic`.\n"
     )
     print("| call | kernel | sectors | more than needed | wavefronts | bank conflicts |\n|---|---|---:|---:|---:|---:|")
-    with as_cpu() as executor:
+    with as_cpu(ptx=ptx) as executor:
         for name, call in calls():
             executor.take_traffic()
             call()
