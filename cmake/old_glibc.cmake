@@ -39,11 +39,17 @@ bigmodel_old_functions(pthread libpthread.so.0
   pthread_spin_lock pthread_spin_trylock pthread_spin_unlock sem_destroy sem_init sem_post sem_timedwait sem_trywait
   sem_wait)
 
-# libstdc++'s headers ask this variable of glibc 2.32 whether counting references may do without atomics: never.
-file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp CONTENT
-  "extern \"C\" __attribute__((visibility(\"hidden\"))) char __libc_single_threaded;\nchar __libc_single_threaded = 0;\n")
+# libstdc++'s headers ask this variable of glibc 2.32 whether counting references may do without atomics: never. A
+# libstdc++.a built with glibc 2.38 or later calls strtoul by the name that C23 gave it there.
+file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/newer_glibc.cpp CONTENT [[
+#define HIDDEN extern "C" __attribute__((visibility("hidden")))
+HIDDEN char __libc_single_threaded;
+char __libc_single_threaded = 0;
+extern "C" unsigned long strtoul(const char*, char**, int);
+HIDDEN unsigned long __isoc23_strtoul(const char* text, char** end, int base) { return strtoul(text, end, base); }
+]] @ONLY)
 foreach(module _C _planner)
-  target_sources(${module} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/single_threaded.cpp)
+  target_sources(${module} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/newer_glibc.cpp)
   # Without the collection of unused sections, parts of libstdc++ that nothing calls would ask for glibc 2.36. Some
   # compilers drop a library that nothing before it needs, and the CUDA runtime comes after these.
   target_link_options(${module} PRIVATE

@@ -91,7 +91,7 @@ def plan() -> None:
     rate = schedule.Rate(pool="a", devices=8, rate=1.0)
     job = schedule.Job(name="train", work=7200.0, throughput=(rate,))
     problem = schedule.Problem(slots=4, pools=(pool,), jobs=(job,))
-    assert schedule.solve(problem, time_limit=5).table()
+    assert schedule.solve(problem, time_limit=60).table()
 
 
 NORMS = {

@@ -15,6 +15,8 @@ from bigmodel.schedule.clock import Clock
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = Rate(pool="p", devices=2, rate=10.0)
+# Lists in lists that the JSON reader takes and what reads its values does not: two frames a list before Python 3.12.
+FRAMES = 900 if sys.version_info < (3, 12) else 1500
 
 
 def problem(pool=None, job=None, jobs=None, **more):
@@ -155,7 +157,7 @@ def test_bad_files_are_one_sentence(tmp_path, text, words):
     [
         ('{"slots": 3, "pools": [], "slots": 4}', "a.json: the key 'slots' comes twice in one object."),
         ('{"slots": ' + "[" * 100_000 + "]" * 100_000 + "}", "a.json: is nested too deeply."),
-        ('{"slots": ' + "[" * 900 + "]" * 900 + "}", "a.json: is nested too deeply."),  # for what reads its values
+        ('{"slots": ' + "[" * FRAMES + "]" * FRAMES + "}", "a.json: is nested too deeply."),
     ],
 )
 def test_bad_json_is_one_sentence(tmp_path, text, words):
