@@ -143,8 +143,8 @@ FLOAT = {
     "sub.f32": np.subtract,
     "mul.f32": np.multiply,
     "div.rn.f32": np.divide,
-    "min.f32": np.fmin,
-    "max.f32": np.fmax,
+    "min.f32": lambda a, b: np.where((a == b) & np.signbit(b), b, np.where(a == b, a, np.fmin(a, b))),
+    "max.f32": lambda a, b: np.where((a == b) & ~np.signbit(b), b, np.where(a == b, a, np.fmax(a, b))),
     "copysign.f32": lambda a, b: np.copysign(b, a),
 }
 
@@ -155,8 +155,9 @@ def test_floats(execute, opcode):
         with np.errstate(all="ignore"):
             expected = FLOAT[opcode](a, b)
         out = execute(f"{opcode} %f0, %f1, %f2; mov.b32 %r0, %f0;", a, b).view(np.float32)
-        assert np.array_equal(out, expected, equal_nan=True)
-        assert np.array_equal(np.signbit(out[out != 0]), np.signbit(expected[out != 0]))
+        number = ~np.isnan(expected)
+        assert np.array_equal(np.isnan(out), ~number)
+        assert np.array_equal(out.view(np.int32)[number], expected.view(np.int32)[number])
 
 
 COMPARISON = {
@@ -228,7 +229,94 @@ def test_conversions(execute):
     out = execute("cvt.rn.bf16.f32 %h1, %f1; mov.b16 %h2, 0; mov.b32 %r0, {%h1, %h2};").view(np.uint32)[: len(FLOATS)]
     assert np.array_equal(out[number], bfloat[number])
     out = execute("cvt.f64.f32 %d1, %f1; cvt.rzi.u32.f64 %r0, %d1;").view(np.uint32)[: len(FLOATS)]
-    assert np.array_equal(out, np.clip(np.trunc(np.nan_to_num(FLOATS.astype(float), nan=0)), 0, 2**32 - 1))
+    assert np.array_equal(out, np.clip(np.trunc(np.nan_to_num(FLOATS.astype(float), nan=2**31)), 0, 2**32 - 1))
+    out = execute("cvt.rzi.s32.f32 %r0, %f1;")[: len(FLOATS)]
+    assert np.array_equal(out, np.clip(np.trunc(np.nan_to_num(FLOATS, nan=0).astype(float)), -(2**31), 2**31 - 1))
+
+
+def test_a_signalling_nan_loses_against_a_number(execute):
+    signalling, one = np.uint32([0x7F800001]), np.float32([1])
+    for opcode in ("min.f32", "max.f32"):
+        for a, b in ((signalling, one), (one, signalling)):
+            assert execute(f"{opcode} %f0, %f1, %f2; mov.b32 %r0, %f0;", a, b)[0] == one.view(np.int32)[0]
+
+
+def test_fields_and_wide_products(execute):
+    body = "bfi.b32 %r0, %r1, %r2, 8, 12;"
+    for a, b in every_pair(INTEGERS):
+        assert np.array_equal(execute(body, a, b).view(np.uint32), (b & 0xFFF000FF) | (a & 0xFFF) << 8)
+        wide = a.astype(np.int32).astype(np.int64) * b.astype(np.int32)
+        out = execute("mul.wide.s32 %rd5, %r1, %r2; shr.s64 %rd5, %rd5, 32; cvt.u32.u64 %r0, %rd5;", a, b)
+        assert np.array_equal(out, (wide >> 32).astype(np.int32))
+        narrow = a.astype(np.int16).astype(np.int32) * b.astype(np.int16)
+        out = execute("cvt.u16.u32 %h1, %r1; cvt.u16.u32 %h2, %r2; mul.wide.s16 %r0, %h1, %h2;", a, b)
+        assert np.array_equal(out, narrow)
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(16, 15), (16, 16), (16, 40), (64, 31), (64, 63), (64, 64), (64, 100)])
+def test_shifts_of_other_widths(execute, bits, shift):
+    """The word is the lower or upper half of 64 bits, or 16 of it are taken."""
+    dtype, signed_dtype = (np.uint16, np.int16) if bits == 16 else (np.uint64, np.int64)
+    words = INTEGERS.astype(np.uint64) * (1 if bits == 16 else 2**32 + 1)
+    value = words.astype(dtype)
+    wanted = {
+        "shl.b": value << dtype(shift) if shift < bits else np.zeros_like(value),
+        "shr.u": value >> dtype(shift) if shift < bits else np.zeros_like(value),
+        "shr.s": value.view(signed_dtype) >> signed_dtype(min(shift, bits - 1)),
+    }
+    for opcode, expected in wanted.items():
+        if bits == 16:
+            body = f"cvt.u16.u32 %h1, %r1; {opcode}16 %h1, %h1, {shift}; cvt.u32.u16 %r0, %h1;"
+            assert np.array_equal(execute(body, INTEGERS)[:16], expected.view(np.uint16).astype(np.int32))
+            continue
+        body = f"mov.b64 %rd5, {{%r1, %r1}}; {opcode}64 %rd5, %rd5, {shift}; "
+        halves = expected.view(np.uint32).reshape(-1, 2)  # the lower one first
+        assert np.array_equal(execute(body + "mov.b64 {%r0, %r3}, %rd5;", INTEGERS)[:16].view(np.uint32), halves[:, 0])
+        assert np.array_equal(execute(body + "mov.b64 {%r3, %r0}, %rd5;", INTEGERS)[:16].view(np.uint32), halves[:, 1])
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("s8", np.int8), ("u8", np.uint8), ("s16", np.int16), ("u16", np.uint16)])
+def test_loads_of_parts_of_a_word(execute, kind, dtype):
+    values = np.uint32([0x80FF7F01, 0x1234F0F0, 0xFFFFFFFF])
+    expected = values.astype(dtype).astype(np.int64).astype(np.int32)
+    assert np.array_equal(execute(f"ld.global.{kind} %r0, [%rd2];", values)[:3], expected)
+    bits = 8 * np.dtype(dtype).itemsize
+    upper = (values >> bits).astype(dtype).astype(np.int64).astype(np.int32)
+    assert np.array_equal(execute(f"ld.global.{kind} %r0, [%rd2+{bits // 8}];", values)[:3], upper)
+
+
+def test_a_signed_word_fills_64_bits(execute):
+    values = np.int32([-1, 5, -(2**31)])
+    out = execute("ld.global.s32 %rd5, [%rd2]; shr.s64 %rd5, %rd5, 32; cvt.u32.u64 %r0, %rd5;", values)
+    assert np.array_equal(out[:3], [-1, 0, -1])
+
+
+def test_the_reciprocal_of_a_double_has_its_upper_half_only(execute):
+    body = "cvt.f64.f32 %d1, %f1; rcp.approx.ftz.f64 %d2, %d1; mov.b64 {%r3, %r4}, %d2; "
+    values = np.float32([3, -7, 1e-30, 123456])
+    assert not execute(body + "mov.u32 %r0, %r3;", values)[:4].any()
+    upper = (1 / values.astype(np.float64)).view(np.uint64) >> np.uint64(32)
+    assert np.array_equal(execute(body + "mov.u32 %r0, %r4;", values)[:4].view(np.uint32), upper)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "c", "source"),
+    [
+        ("bfly", 0x1F, lambda lane: lane ^ 5),
+        ("bfly", 0x181F, lambda lane: np.where((lane ^ 5) <= (lane & 24 | 7), lane ^ 5, lane)),
+        ("down", 0x181F, lambda lane: np.where(lane % 8 + 5 < 8, lane + 5, lane)),
+        ("up", 0x1800, lambda lane: np.where(lane % 8 >= 5, lane - 5, lane)),
+        ("idx", 0x181F, lambda lane: lane & 24 | 5),
+    ],
+)
+def test_shuffles_in_segments_of_a_warp(execute, opcode, c, source):
+    lane = np.arange(THREADS) % 32
+    values = np.arange(THREADS, dtype=np.int32) * 3 + 7
+    body = f"shfl.sync.{opcode}.b32 %r0|%p1, %r1, 5, {c}, -1; @!%p1 add.s32 %r0, %r0, 1000;"
+    expected = values[np.arange(THREADS) // 32 * 32 + source(lane)] + np.where(source(lane) == lane, 1000, 0)
+    if opcode == "idx":
+        expected = values[np.arange(THREADS) // 32 * 32 + source(lane)]
+    assert np.array_equal(execute(body, values), expected)
 
 
 def test_halves_constants_and_predicates(execute):
@@ -248,6 +336,16 @@ def test_halves_constants_and_predicates(execute):
         ("ld.volatile.global.u32 %r0, [%rd2];", r"the opcode `ld.volatile.global.u32` is not known"),
         ("mov.u32 %r0, %clock;", r"the register `%clock` is not known"),
         ("bra NOWHERE;", r"no label `NOWHERE`"),
+        ("L: L: mov.u32 %r0, 1;", r"a second label `L` in one function"),
+        ("setp.lt.s32 %p1|%p2, %r1, %r2;", r"`setp.lt.s32` is not known with operands of these .*: 211"),
+        ("mul.lo.s32 %r0, %r1;", r"not known with operands of these numbers of registers: 11"),
+        ("mov.b64 {%h1, %h2, %h3, %h0}, %rd5;", r"not known with operands of these numbers of registers: 41"),
+        ("mov.b64 {_, %r0}, %rd5;", r"`_` is no register"),
+        ("cp.async.ca.shared.global [%r1], [%rd2+4], 4;", r"not known with an offset"),
+        ("mov.f32 %f0, 1.5;", r"the number `1.5` is not known"),
+        ("mov.u32 %r0, 0b11;", r"the number `0b11` is not known"),
+        ("{ .param .b32 a; st.param.b32 [a+4], %r1; }", r"not known for a parameter of a call"),
+        ("{ .param .b32 a; ld.param.s8 %r0, [a]; }", r"not known for a parameter of a call"),
         ("mov.u32 %r0 %r1;", r"`%r1` where `,` should be"),
     ],
 )
@@ -269,3 +367,36 @@ def test_a_device_without_ptx_is_refused(module):
             module.call(module.warp_exchange, [], 0, 0, THREADS)
     finally:
         module.context = -1
+
+
+CALL = """{ .param .b32 a; .param .b32 b;
+  st.param.b32 [a], %r1; call.uni (b), twice, (a); ld.param.b32 %r0, [b]; }"""
+TWICE = """.func (.param .b32 result) twice(.param .b32 given)
+{
+  .reg .b32 %r<3>;
+  .reg .pred %p<2>;
+  ld.param.u32 %r1, [given];
+  setp.eq.s32 %p1, %r1, 0;
+  @%p1 ret;
+  add.s32 %r2, %r1, %r1;
+  st.param.b32 [result], %r2;
+  ret;
+}
+"""
+
+
+def test_calls(execute, module):
+    declared = TEXT.replace(".visible", TWICE.split("{")[0] + ";\n.visible")
+    values = np.int32([1, 5, -3])
+    assert np.array_equal(execute(CALL, values, text=declared + TWICE)[:3], 2 * values)
+    with pytest.raises(module.Violation, match="`entry` calls a function that is not defined"):
+        execute(CALL + "//", values, text=declared)
+
+
+def test_an_address_of_another_space_is_refused(execute, module):
+    shared = TEXT.replace(".const", ".shared .align 4 .b8 slot[256];\n.const", 1)
+    body = "mov.u64 %rd5, slot; cvta.shared.u64 %rd5, %rd5; st.global.u32 [%rd5], %r1; mov.u32 %r0, 1;"
+    with pytest.raises(module.Violation, match=r"takes an address in shared memory .* for one in global memory"):
+        execute(body, text=shared)
+    with pytest.raises(module.Violation, match=r"takes an address outside shared memory .* for one in it"):
+        execute("mov.u32 %r5, -4096; ld.shared.u32 %r0, [%r5];", text=shared)

@@ -58,6 +58,12 @@ def _sources(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
 
 
+def _headers(kernels: Sequence[Path]) -> list[Path]:
+    """Those of the project, and those beside the kernels."""
+    folders = {ROOT / "csrc", *(kernel.parent for kernel in kernels)}
+    return sorted({path for folder in folders for path in _sources(folder) if path.suffix in {".h", ".cuh"}})
+
+
 def _compile(jobs: list[tuple[Path, Path, list[str]]]) -> None:
     """Each job is (source, object, flags); objects that exist are kept."""
 
@@ -119,7 +125,7 @@ def module(name: str, kernels: Sequence[Path], binding: Path) -> Module:
     """The Python module `name` of instrumented CUDA sources and a binding, and what the executor must know of it."""
     library = executor()
     folder = library.parent
-    headers = [path for path in _sources(ROOT / "csrc") if path.suffix in {".h", ".cuh"}]
+    headers = _headers(kernels)
     version = _hash(_KERNEL, _LINK, *headers, *_sources(HERE / "include"))
     objects = [folder / f"{source.stem}-{_hash(version, source)}.o" for source in (*kernels, binding)]
     target = folder / f"{name}-{_hash(*(path.name for path in objects))}" / f"{name}.so"
@@ -155,8 +161,8 @@ def ptx(sources: Sequence[Path], arch: int) -> list[Path]:
     if nvcc is None:
         raise RuntimeError("cuda_host: nvcc is neither in CUDACXX, nor on PATH, nor installed from PyPI.")
     command = [nvcc, "--ptx", "-O3", "-std=c++17", "-lineinfo", f"-arch=compute_{arch}"]
-    headers = [path for path in _sources(ROOT / "csrc") if path.suffix in {".h", ".cuh"}]
-    version = _hash(command, _run([nvcc, "--version"]), *headers)
+    # PTX names its sources by their paths, so it is not taken along to another place.
+    version = _hash(command, str(ROOT), _run([nvcc, "--version"]), *_headers(sources))
 
     def make(source: Path) -> Path:
         target = BUILD / f"ptx-{_hash(version, source)}" / f"{source.stem}.sm_{arch}.ptx"
@@ -175,9 +181,14 @@ def entries(library: Path, ptx: Path) -> dict[int, str]:
     """The kernels of PTX, by their offset in the library of the same source: the two compilers name them alike, but for
     what is in an unnamed namespace."""
     names = re.findall(r"\.entry (\w+)\(", ptx.read_text())
-    offsets = {name: offset for offset, name in functions(library)}
-    found = dict(zip(_run(["c++filt", *names]).splitlines(), names, strict=True))
-    return {offsets[plain]: name for plain, name in found.items()}
+    offsets: dict[str, set[int]] = {}
+    for offset, name in functions(library):
+        offsets.setdefault(name, set()).add(offset)
+    plain = _run(["c++filt", *names]).splitlines()
+    ambiguous = [name for name in plain if len(offsets[name]) > 1]
+    if ambiguous:
+        raise RuntimeError(f"cuda_host: two kernels are named {ambiguous[0]}; which is the PTX's cannot be told.")
+    return {min(offsets[name]): mangled for name, mangled in zip(plain, names, strict=True)}
 
 
 def functions(library: Path) -> list[tuple[int, str]]:

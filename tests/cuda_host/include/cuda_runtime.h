@@ -163,7 +163,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(
                                                           size_t dynamic_bytes) {
   const cuda_host::Device& device = cuda_host::device(cuda_host::current_device());
   const int by_threads = device.threads_per_multiprocessor / ((threads + warpSize - 1) / warpSize * warpSize);
-  const int by_memory = device.shared_bytes_per_multiprocessor / (int(dynamic_bytes) + cuda_host::kSharedBytesReserved);
+  const int by_memory = device.shared_bytes_per_multiprocessor / (int(dynamic_bytes) + device.shared_bytes_reserved);
   *blocks = min(min(by_threads, by_memory), device.blocks_per_multiprocessor);
   return cudaSuccess;
 }

@@ -57,6 +57,7 @@ PYBIND11_MODULE(_executor, m) {
     if (races.next() < kManySegments) return;
     races = Races();
     forget_shared_accesses();
+    ptx::forget_shared_accesses();
   });
 
   // (kernel, code, shared, write, bytes of a lane, accesses, cost, least cost); code as {code:path:offset}

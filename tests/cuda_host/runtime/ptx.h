@@ -23,18 +23,28 @@ using Execute = void (*)(Frame&, const Instruction&);
 
 constexpr uint32_t kTrue = 0;  // a register that always holds 1
 
+// What an opcode does, and how many registers its operands may have, each choice a word: "11" a destination and a
+// source, "41" a vector of four and an address.
+struct Operation {
+  Execute execute;
+  const char* shapes;
+};
+
+// Addresses in shared memory have 32 bits and begin at 0, generic and global ones are the host's.
+enum class Space { none, generic, global, shared };
+
 // Every operand is a register: immediates and addresses lie in registers of their own from the start.
 struct Instruction {
   Execute execute = nullptr;
   std::array<uint32_t, 6> registers{};  // destinations, then sources
   uint32_t guard = kTrue;               // executed where that register is `expected`
   bool expected = true;
-  bool shared = false;    // an address in shared memory, of 32 bits; else a generic one
-  uint32_t count = 0;     // of the registers
-  uint32_t elements = 1;  // of the vector that is loaded or stored, or of the first operand
-  int64_t offset = 0;     // added to an address
-  uint32_t target = 0;    // of a branch: an instruction; of a call: one of Function::calls
-  uint32_t line = 0;      // of the text
+  Space space = Space::none;  // of a load or store
+  uint32_t count = 0;         // of the registers
+  uint32_t elements = 1;      // of the vector that is loaded or stored, or of the first operand
+  int64_t offset = 0;         // added to an address
+  uint32_t target = 0;        // of a branch: an instruction; of a call: one of Function::calls
+  uint32_t line = 0;          // of the text
 };
 
 struct Call {
@@ -43,7 +53,6 @@ struct Call {
 };
 
 struct Function {
-  std::string name;
   uint32_t registers = 0;                                    // how many
   std::vector<uint64_t> start;                               // what the first of them hold
   std::vector<std::pair<uint32_t, uint64_t (*)()>> special;  // registers that differ by thread
@@ -91,17 +100,23 @@ struct Program {
   Program(const Program&) = delete;
 };
 
-// The instruction of an opcode, ready but for its operands; throws Violation on one that is not known.
-Instruction instruction(const std::string& opcode);
+// The instruction of an opcode, ready but for its operands; throws Violation where the opcode, or operands of that
+// shape, are not known.
+Instruction instruction(const std::string& opcode, const std::string& shape);
 // Opcodes that only read and write registers.
-const std::map<std::string, Execute>& arithmetic();
+const std::map<std::string, Operation>& arithmetic();
+
+// Gives registers that a function needs their numbers: those that a thread starts with, of `constants`, come first,
+// then the others in the order in which they occur. There are `count` of them before.
+void number_registers(Function& function, uint32_t count, const std::map<uint64_t, uint32_t>& constants);
 
 // What the running thread of a kernel does.
 void run(const Function& kernel, uintptr_t arguments);
 
 // By the address of a C++ kernel, the entry of the PTX at `path` that is executed in its place on devices of one
-// architecture (80, 90) while `execute` is set.
+// architecture (75, 80, 90) while `execute` is set.
 void declare(int arch, const std::string& path, const std::map<uintptr_t, std::string>& kernels);
+void forget_shared_accesses();  // of every program
 extern bool execute;
 struct Kernel {
   Program* program;

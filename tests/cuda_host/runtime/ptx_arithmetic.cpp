@@ -1,4 +1,5 @@
 // The opcodes that only read and write registers.
+#include <algorithm>
 #include <cfenv>
 #include <cmath>
 #include <limits>
@@ -25,7 +26,6 @@ using f16 = __fp16;
 #else
 using f16 = _Float16;
 #endif
-struct bf16 { uint16_t bits; };
 
 template <class To, class From>
 To bits_as(From value) {
@@ -38,13 +38,16 @@ To bits_as(From value) {
 // --- floating point --------------------------------------------------------------------------------------------------
 float flushed(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
 
+// Of a number and a NaN, quiet or not, the number; -0 is less than 0.
 template <class T>
 T smaller(T a, T b) {
-  return a == b ? (std::signbit(a) ? a : b) : std::fmin(a, b);
+  if (a != a || b != b) return a != a ? b : a;
+  return a == b ? (std::signbit(a) ? a : b) : std::min(a, b);
 }
 template <class T>
 T larger(T a, T b) {
-  return a == b ? (std::signbit(a) ? b : a) : std::fmax(a, b);
+  if (a != a || b != b) return a != a ? b : a;
+  return a == b ? (std::signbit(a) ? b : a) : std::max(a, b);
 }
 
 float fused_downwards(float a, float b, float c) {
@@ -62,7 +65,8 @@ float saturated(float value) { return value > 0.0f ? std::fmin(value, 1.0f) : 0.
 float off_by(int most, float result, float operand) {
   if (!std::isnormal(result)) return result;
   const u32 chosen = (bits_as<u32>(operand) * 0x9e3779b9u >> 16) % u32(2 * most + 1);
-  return flushed(bits_as<float>(bits_as<u32>(result) + chosen - u32(most)));
+  const auto moved = bits_as<float>(bits_as<u32>(result) + chosen - u32(most));
+  return std::isfinite(moved) ? flushed(moved) : result;
 }
 
 float power_of_two(float exponent) {
@@ -78,7 +82,7 @@ float reciprocal(float value) {
 
 // div.approx.f32 takes the divisor's reciprocal, which is 0 where that would be subnormal.
 float divided_approximately(float a, float b) {
-  if (std::fabs(b) <= 0x1p126f || std::isinf(b) || b != b) return off_by(2, a / b, b);
+  if (std::fabs(b) <= 0x1p126f || std::isinf(b) || a != a || b != b) return off_by(2, a / b, b);
   return std::isinf(a) ? std::numeric_limits<float>::quiet_NaN() : std::copysign(0.0f, a) * std::copysign(1.0f, b);
 }
 
@@ -98,10 +102,10 @@ b16 to_bf16(float value) {
 
 b16 to_f16(float value) { return value != value ? b16(0x7fff) : bits_as<b16>(f16(value)); }
 
-// Rounds towards zero, clamps, and makes 0 of NaN.
+// Rounds towards zero and clamps. NaN gives 0, but the highest bit alone where either side has 64 bits.
 template <class To, class From>
 To truncated(From value) {
-  if (value != value) return 0;
+  if (value != value) return sizeof(To) == 8 || sizeof(From) == 8 ? To(uint64_t{1} << (8 * sizeof(To) - 1)) : To(0);
   if (value <= From(std::numeric_limits<To>::min())) return std::numeric_limits<To>::min();
   if (value >= From(std::numeric_limits<To>::max())) return std::numeric_limits<To>::max();
   return To(value);
@@ -159,40 +163,49 @@ void move(Frame& f, const Instruction& i) {
   }
 }
 
-// a, b and c are the sources, of type From; what the expression gives is of type To.
-#define OPERATION(opcode, To, From, expression)                  \
-  table[opcode] = [](Frame& f, const Instruction& i) {           \
-    [[maybe_unused]] const auto a = f.get<From>(i.registers[1]); \
-    [[maybe_unused]] const auto b = f.get<From>(i.registers[2]); \
-    [[maybe_unused]] const auto c = f.get<From>(i.registers[3]); \
-    f.set<To>(i.registers[0], To(expression));                   \
-  }
-#define SAME(name, T, expression) OPERATION(name "." #T, T, T, expression)
-#define COMPARE(name, T, expression)                                       \
-  table["setp." name "." #T] = [](Frame& f, const Instruction& i) {        \
-    const auto a = f.get<T>(i.registers[1]), b = f.get<T>(i.registers[2]); \
-    f.set<uint64_t>(i.registers[0], expression);                           \
-  }
-#define CONVERT(name, To, From, expression) OPERATION("cvt" name "." #To "." #From, To, From, expression)
+// The destination is of type To, the sources a, b and c of type From.
+#define UNARY(opcode, To, From, expression)                      \
+  table[opcode] = {[](Frame& f, const Instruction& i) {          \
+                     const auto a = f.get<From>(i.registers[1]); \
+                     f.set<To>(i.registers[0], To(expression));  \
+                   },                                            \
+                   "11"}
+#define BINARY(opcode, To, From, expression)                     \
+  table[opcode] = {[](Frame& f, const Instruction& i) {          \
+                     const auto a = f.get<From>(i.registers[1]); \
+                     const auto b = f.get<From>(i.registers[2]); \
+                     f.set<To>(i.registers[0], To(expression));  \
+                   },                                            \
+                   "111"}
+#define TERNARY(opcode, To, From, expression)                    \
+  table[opcode] = {[](Frame& f, const Instruction& i) {          \
+                     const auto a = f.get<From>(i.registers[1]); \
+                     const auto b = f.get<From>(i.registers[2]); \
+                     const auto c = f.get<From>(i.registers[3]); \
+                     f.set<To>(i.registers[0], To(expression));  \
+                   },                                            \
+                   "1111"}
+#define COMPARE(name, T, expression) BINARY("setp." name "." #T, u64, T, expression)
+#define CONVERT(name, To, From, expression) UNARY("cvt" name "." #To "." #From, To, From, expression)
 
-std::map<std::string, Execute> make_table() {
-  std::map<std::string, Execute> table;
+std::map<std::string, Operation> make_table() {
+  std::map<std::string, Operation> table;
 
-#define INTEGER(T)                                                   \
-  SAME("add", T, uint64_t(a) + uint64_t(b));                         \
-  SAME("sub", T, uint64_t(a) - uint64_t(b));                         \
-  SAME("neg", T, 0 - uint64_t(a));                                   \
-  SAME("mul.lo", T, wrapping_product(a, b));                         \
-  SAME("mad.lo", T, uint64_t(wrapping_product(a, b)) + uint64_t(c)); \
-  SAME("div", T, quotient(a, b));                                    \
-  SAME("rem", T, remainder(a, b));                                   \
-  SAME("min", T, a < b ? a : b);                                     \
-  SAME("max", T, a < b ? b : a);                                     \
-  COMPARE("eq", T, a == b);                                          \
-  COMPARE("ne", T, a != b);                                          \
-  COMPARE("lt", T, a < b);                                           \
-  COMPARE("le", T, a <= b);                                          \
-  COMPARE("gt", T, a > b);                                           \
+#define INTEGER(T)                                                             \
+  BINARY("add." #T, T, T, uint64_t(a) + uint64_t(b));                          \
+  BINARY("sub." #T, T, T, uint64_t(a) - uint64_t(b));                          \
+  UNARY("neg." #T, T, T, 0 - uint64_t(a));                                     \
+  BINARY("mul.lo." #T, T, T, wrapping_product(a, b));                          \
+  TERNARY("mad.lo." #T, T, T, uint64_t(wrapping_product(a, b)) + uint64_t(c)); \
+  BINARY("div." #T, T, T, quotient(a, b));                                     \
+  BINARY("rem." #T, T, T, remainder(a, b));                                    \
+  BINARY("min." #T, T, T, a < b ? a : b);                                      \
+  BINARY("max." #T, T, T, a < b ? b : a);                                      \
+  COMPARE("eq", T, a == b);                                                    \
+  COMPARE("ne", T, a != b);                                                    \
+  COMPARE("lt", T, a < b);                                                     \
+  COMPARE("le", T, a <= b);                                                    \
+  COMPARE("gt", T, a > b);                                                     \
   COMPARE("ge", T, a >= b)
   INTEGER(u16);
   INTEGER(s16);
@@ -200,38 +213,41 @@ std::map<std::string, Execute> make_table() {
   INTEGER(s32);
   INTEGER(u64);
   INTEGER(s64);
-  OPERATION("mul.wide.u16", u32, u16, u32(a) * b);
-  OPERATION("mul.wide.s16", s32, s16, s32(a) * b);
-  OPERATION("mul.wide.u32", u64, u32, u64(a) * b);
-  OPERATION("mul.wide.s32", s64, s32, s64(a) * b);
-  OPERATION("mul.hi.u32", u32, u32, u64(a) * b >> 32);
-  OPERATION("mul.hi.s32", s32, s32, s64(a) * b >> 32);
+  BINARY("mul.wide.u16", u32, u16, u32(a) * b);
+  BINARY("mul.wide.s16", s32, s16, s32(a) * b);
+  BINARY("mul.wide.u32", u64, u32, u64(a) * b);
+  BINARY("mul.wide.s32", s64, s32, s64(a) * b);
+  BINARY("mul.hi.u32", u32, u32, u64(a) * b >> 32);
+  BINARY("mul.hi.s32", s32, s32, s64(a) * b >> 32);
 
-#define BITS(T)             \
-  SAME("and", T, a& b);     \
-  SAME("or", T, a | b);     \
-  SAME("xor", T, a ^ b);    \
-  SAME("not", T, ~a);       \
-  COMPARE("eq", T, a == b); \
+#define BITS(T)                   \
+  BINARY("and." #T, T, T, a& b);  \
+  BINARY("or." #T, T, T, a | b);  \
+  BINARY("xor." #T, T, T, a ^ b); \
+  UNARY("not." #T, T, T, ~a);     \
+  COMPARE("eq", T, a == b);       \
   COMPARE("ne", T, a != b)
   BITS(b16);
   BITS(b32);
   BITS(b64);
-  OPERATION("popc.b32", u32, b32, __builtin_popcount(a));
-  table["bfi.b32"] = [](Frame& f, const Instruction& i) {
-    const auto& r = i.registers;
-    f.set(r[0], with_field(f.get<u32>(r[1]), f.get<u32>(r[2]), f.get<u32>(r[3]) & 255, f.get<u32>(r[4]) & 255));
-  };
-  OPERATION("and.pred", u64, u64, a & b);
-  OPERATION("or.pred", u64, u64, a | b);
-  OPERATION("xor.pred", u64, u64, a ^ b);
-  OPERATION("not.pred", u64, u64, a ^ 1);
-  OPERATION("mov.pred", u64, u64, a != 0);
+  UNARY("popc.b32", u32, b32, __builtin_popcount(a));
+  table["bfi.b32"] = {
+      [](Frame& f, const Instruction& i) {
+        const auto& r = i.registers;
+        f.set(r[0], with_field(f.get<u32>(r[1]), f.get<u32>(r[2]), f.get<u32>(r[3]) & 255, f.get<u32>(r[4]) & 255));
+      },
+      "11111"};
+  BINARY("and.pred", u64, u64, a & b);
+  BINARY("or.pred", u64, u64, a | b);
+  BINARY("xor.pred", u64, u64, a ^ b);
+  UNARY("not.pred", u64, u64, a ^ 1);
+  UNARY("mov.pred", u64, u64, a != 0);
 
-#define SHIFT(name, T, function)                                                              \
-  table[name "." #T] = [](Frame& f, const Instruction& i) {                                   \
-    f.set<T>(i.registers[0], function(f.get<T>(i.registers[1]), f.get<u32>(i.registers[2]))); \
-  }
+#define SHIFT(name, T, function)                                                                                    \
+  table[name "." #T] = {[](Frame& f, const Instruction& i) {                                                        \
+                          f.set<T>(i.registers[0], function(f.get<T>(i.registers[1]), f.get<u32>(i.registers[2]))); \
+                        },                                                                                          \
+                        "111"}
   SHIFT("shl", b16, shifted_left);
   SHIFT("shl", b32, shifted_left);
   SHIFT("shl", b64, shifted_left);
@@ -245,11 +261,12 @@ std::map<std::string, Execute> make_table() {
   SHIFT("shr", s32, shifted_right);
   SHIFT("shr", s64, shifted_right);
 
-#define SELECT(T)                                                                        \
-  table["selp." #T] = [](Frame& f, const Instruction& i) {                               \
-    f.set<T>(i.registers[0], f.get<T>(i.registers[f.get<u64>(i.registers[3]) ? 1 : 2])); \
-  };                                                                                     \
-  SAME("mov", T, a)
+#define SELECT(T)                                                                                             \
+  table["selp." #T] = {[](Frame& f, const Instruction& i) {                                                   \
+                         f.set<T>(i.registers[0], f.get<T>(i.registers[f.get<u64>(i.registers[3]) ? 1 : 2])); \
+                       },                                                                                     \
+                       "1111"};                                                                               \
+  UNARY("mov." #T, T, T, a)
   SELECT(u16);
   SELECT(s16);
   SELECT(u32);
@@ -261,46 +278,46 @@ std::map<std::string, Execute> make_table() {
   SELECT(b16);
   SELECT(b32);
   SELECT(b64);
-  table["mov.b32"] = move<uint32_t, uint16_t>;
-  table["mov.b64"] = move<uint64_t, uint32_t>;
+  table["mov.b32"] = {move<uint32_t, uint16_t>, "11 21 12"};
+  table["mov.b64"] = {move<uint64_t, uint32_t>, "11 21 12"};
 
-#define FLOATING(T)                             \
-  SAME("add", T, a + b);                        \
-  SAME("add.rn", T, a + b);                     \
-  SAME("sub", T, a - b);                        \
-  SAME("sub.rn", T, a - b);                     \
-  SAME("mul", T, a* b);                         \
-  SAME("mul.rn", T, a* b);                      \
-  SAME("div.rn", T, a / b);                     \
-  SAME("rcp.rn", T, T(1) / a);                  \
-  SAME("sqrt.rn", T, std::sqrt(a));             \
-  SAME("fma.rn", T, std::fma(a, b, c));         \
-  SAME("neg", T, -a);                           \
-  SAME("abs", T, std::fabs(a));                 \
-  SAME("copysign", T, std::copysign(b, a));     \
-  SAME("min", T, smaller(a, b));                \
-  SAME("max", T, larger(a, b));                 \
-  COMPARE("eq", T, a == b);                     \
-  COMPARE("ne", T, a == a && b == b && a != b); \
-  COMPARE("lt", T, a < b);                      \
-  COMPARE("le", T, a <= b);                     \
-  COMPARE("gt", T, a > b);                      \
-  COMPARE("ge", T, a >= b);                     \
-  COMPARE("equ", T, !(a < b || a > b));         \
-  COMPARE("neu", T, a != b);                    \
-  COMPARE("ltu", T, !(a >= b));                 \
-  COMPARE("leu", T, !(a > b));                  \
-  COMPARE("gtu", T, !(a <= b));                 \
-  COMPARE("geu", T, !(a < b));                  \
-  COMPARE("num", T, a == a && b == b);          \
+#define FLOATING(T)                                  \
+  BINARY("add." #T, T, T, a + b);                    \
+  BINARY("add.rn." #T, T, T, a + b);                 \
+  BINARY("sub." #T, T, T, a - b);                    \
+  BINARY("sub.rn." #T, T, T, a - b);                 \
+  BINARY("mul." #T, T, T, a* b);                     \
+  BINARY("mul.rn." #T, T, T, a* b);                  \
+  BINARY("div.rn." #T, T, T, a / b);                 \
+  UNARY("rcp.rn." #T, T, T, T(1) / a);               \
+  UNARY("sqrt.rn." #T, T, T, std::sqrt(a));          \
+  TERNARY("fma.rn." #T, T, T, std::fma(a, b, c));    \
+  UNARY("neg." #T, T, T, -a);                        \
+  UNARY("abs." #T, T, T, std::fabs(a));              \
+  BINARY("copysign." #T, T, T, std::copysign(b, a)); \
+  BINARY("min." #T, T, T, smaller(a, b));            \
+  BINARY("max." #T, T, T, larger(a, b));             \
+  COMPARE("eq", T, a == b);                          \
+  COMPARE("ne", T, a == a && b == b && a != b);      \
+  COMPARE("lt", T, a < b);                           \
+  COMPARE("le", T, a <= b);                          \
+  COMPARE("gt", T, a > b);                           \
+  COMPARE("ge", T, a >= b);                          \
+  COMPARE("equ", T, !(a < b || a > b));              \
+  COMPARE("neu", T, a != b);                         \
+  COMPARE("ltu", T, !(a >= b));                      \
+  COMPARE("leu", T, !(a > b));                       \
+  COMPARE("gtu", T, !(a <= b));                      \
+  COMPARE("geu", T, !(a < b));                       \
+  COMPARE("num", T, a == a && b == b);               \
   COMPARE("nan", T, a != a || b != b)
   FLOATING(f32);
   FLOATING(f64);
-  SAME("fma.rm", f32, fused_downwards(a, b, c));
-  SAME("div.approx", f32, divided_approximately(a, b));
-  SAME("ex2.approx.ftz", f32, power_of_two(a));
-  SAME("rcp.approx.ftz", f32, reciprocal(a));
-  SAME("rcp.approx.ftz", f64, reciprocal_approximate(a));
+  TERNARY("fma.rm.f32", f32, f32, fused_downwards(a, b, c));
+  BINARY("div.approx.f32", f32, f32, divided_approximately(a, b));
+  UNARY("ex2.approx.ftz.f32", f32, f32, power_of_two(a));
+  UNARY("rcp.approx.ftz.f32", f32, f32, reciprocal(a));
+  UNARY("rcp.approx.ftz.f64", f64, f64, reciprocal_approximate(a));
 
   CONVERT("", u16, u32, a);
   CONVERT("", u16, u64, a);
@@ -324,18 +341,18 @@ std::map<std::string, Execute> make_table() {
   CONVERT(".rzi", u32, f64, truncated<u32>(a));
   CONVERT(".rzi", s64, f64, truncated<s64>(a));
   CONVERT("", f32, f16, a);
-  OPERATION("cvt.f32.bf16", f32, b16, bits_as<f32>(u32(a) << 16));
-  OPERATION("cvt.rn.f16.f32", b16, f32, to_f16(a));
-  OPERATION("cvt.rn.bf16.f32", b16, f32, to_bf16(a));
-  OPERATION("cvt.rn.f16x2.f32", b32, f32, b32(to_f16(a)) << 16 | to_f16(b));  // the first source on top
-  OPERATION("cvt.rn.bf16x2.f32", b32, f32, b32(to_bf16(a)) << 16 | to_bf16(b));
+  UNARY("cvt.f32.bf16", f32, b16, bits_as<f32>(u32(a) << 16));
+  UNARY("cvt.rn.f16.f32", b16, f32, to_f16(a));
+  UNARY("cvt.rn.bf16.f32", b16, f32, to_bf16(a));
+  BINARY("cvt.rn.f16x2.f32", b32, f32, b32(to_f16(a)) << 16 | to_f16(b));  // the first source on top
+  BINARY("cvt.rn.bf16x2.f32", b32, f32, b32(to_bf16(a)) << 16 | to_bf16(b));
   return table;
 }
 
 }  // namespace
 
-const std::map<std::string, Execute>& arithmetic() {
-  static const std::map<std::string, Execute> table = make_table();
+const std::map<std::string, Operation>& arithmetic() {
+  static const std::map<std::string, Operation> table = make_table();
   return table;
 }
 

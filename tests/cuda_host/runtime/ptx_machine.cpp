@@ -55,7 +55,14 @@ uintptr_t shared_address(uint64_t offset) {
 
 uintptr_t address_of(const Frame& f, const Instruction& i, uint32_t index) {
   const uint64_t value = f.registers[index] + uint64_t(i.offset);
-  return i.shared ? shared_address(value) : value;
+  const uintptr_t address = i.space == Space::shared ? shared_address(value) : value;
+  uint32_t rank;
+  const bool shared = grid->module->shared.offset(address, rank) != SharedMemory::kOutside;
+  if (i.space != Space::generic && shared != (i.space == Space::shared)) {
+    fail(name(*current) + " takes an address " + (shared ? "in" : "outside") + " shared memory (" + hex(address) +
+         ") for " + (shared ? "one in global memory" : "one in it") + " at " + name(site(i)));
+  }
+  return address;
 }
 
 // T is the type of an element in memory, and in the register the signed or unsigned number that it is.
@@ -84,7 +91,10 @@ void to_generic(Frame& f, const Instruction& i) { f.set(i.registers[0], shared_a
 
 void keep(Frame& f, const Instruction& i) { f.registers[i.registers[0]] = f.registers[i.registers[1]]; }
 
+// Of a rank that the cluster has not, the address is one that nobody may access: a compiler may ask for it in vain.
 void map_rank(Frame& f, const Instruction& i) {
+  if (f.get<uint32_t>(i.registers[2]) >= current->block->cluster->blocks.size())
+    return f.set(i.registers[0], uint64_t{0});
   const auto* address = reinterpret_cast<const void*>(f.registers[i.registers[1]]);
   f.set(i.registers[0], reinterpret_cast<uintptr_t>(map_shared(address, f.get<uint32_t>(i.registers[2]), site(i))));
 }
@@ -169,32 +179,32 @@ void reduce_max(Frame& f, const Instruction& i) {
                                   f.get<uint32_t>(i.registers[1]), 0, site(i)));
 }
 
-const std::map<std::string, Execute> kOthers = {
-    {"bra", branch},
-    {"bra.uni", branch},
-    {"ret", leave},
-    {"call", call},
-    {"cvta.shared.u64", to_generic},
-    {"cvta.to.global.u64", keep},
-    {"mapa.u64", map_rank},
-    {"cp.async.ca.shared.global", copy},
-    {"cp.async.cg.shared.global", copy},
-    {"cp.async.commit_group", commit},
-    {"cp.async.wait_group", wait},
-    {"bar.sync", block_barrier},
-    {"bar.warp.sync", warp_barrier},
-    {"barrier.cluster.arrive", cluster_arrive},
-    {"barrier.cluster.wait", cluster_wait},
-    {"bar.red.popc.u32", block_count},
-    {"shfl.sync.up.b32", shuffle<Shuffle::up>},
-    {"shfl.sync.down.b32", shuffle<Shuffle::down>},
-    {"shfl.sync.bfly.b32", shuffle<Shuffle::butterfly>},
-    {"shfl.sync.idx.b32", shuffle<Shuffle::index>},
-    {"vote.sync.ballot.b32", vote_ballot},
-    {"vote.sync.any.pred", vote_any},
-    {"vote.sync.all.pred", vote_all},
-    {"redux.sync.add.u32", reduce_add},
-    {"redux.sync.max.s32", reduce_max},
+const std::map<std::string, Operation> kOthers = {
+    {"bra", {branch, "0"}},
+    {"bra.uni", {branch, "0"}},
+    {"ret", {leave, ""}},
+    {"call", {call, ""}},
+    {"cvta.shared.u64", {to_generic, "11"}},
+    {"cvta.to.global.u64", {keep, "11"}},
+    {"mapa.u64", {map_rank, "111"}},
+    {"cp.async.ca.shared.global", {copy, "111 1111"}},
+    {"cp.async.cg.shared.global", {copy, "111 1111"}},
+    {"cp.async.commit_group", {commit, ""}},
+    {"cp.async.wait_group", {wait, "1"}},
+    {"bar.sync", {block_barrier, "1"}},
+    {"bar.warp.sync", {warp_barrier, "1"}},
+    {"barrier.cluster.arrive", {cluster_arrive, ""}},
+    {"barrier.cluster.wait", {cluster_wait, ""}},
+    {"bar.red.popc.u32", {block_count, "111"}},
+    {"shfl.sync.up.b32", {shuffle<Shuffle::up>, "11111 21111"}},
+    {"shfl.sync.down.b32", {shuffle<Shuffle::down>, "11111 21111"}},
+    {"shfl.sync.bfly.b32", {shuffle<Shuffle::butterfly>, "11111 21111"}},
+    {"shfl.sync.idx.b32", {shuffle<Shuffle::index>, "11111 21111"}},
+    {"vote.sync.ballot.b32", {vote_ballot, "111"}},
+    {"vote.sync.any.pred", {vote_any, "111"}},
+    {"vote.sync.all.pred", {vote_all, "111"}},
+    {"redux.sync.add.u32", {reduce_add, "111"}},
+    {"redux.sync.max.s32", {reduce_max, "111"}},
 };
 
 const std::map<std::string, std::pair<Execute, Execute>> kTypes = {
@@ -207,40 +217,50 @@ const std::map<std::string, std::pair<Execute, Execute>> kTypes = {
     {"s64", {load<uint64_t>, store<uint64_t>}}, {"f64", {load<uint64_t>, store<uint64_t>}},
 };
 
-// ld or st, of a space, with hints for the caches, of a vector, of a type; null where a part is not known.
-Execute memory_access(const std::string& opcode, Instruction& made) {
+// ld or st, of a space, with hints for the caches, of a vector, of a type; without `execute` where a part is not known.
+Instruction memory_access(const std::string& opcode) {
+  Instruction made;
   std::stringstream parts(opcode);
   std::string part;
   std::getline(parts, part, '.');
-  if (part != "ld" && part != "st") return nullptr;
   const bool stores = part == "st";
+  if (part != "ld" && !stores) return made;
+  made.space = Space::generic;
   while (std::getline(parts, part, '.')) {
-    if (const auto type = kTypes.find(part); type != kTypes.end())
-      return stores ? type->second.second : type->second.first;
-    if (part == "shared") made.shared = true;
+    if (const auto type = kTypes.find(part); type != kTypes.end()) {
+      made.execute = stores ? type->second.second : type->second.first;
+      return made;
+    }
+    if (part == "global") made.space = Space::global;
+    else if (part == "shared") made.space = Space::shared;
     else if (part == "v2") made.elements = 2;
     else if (part == "v4") made.elements = 4;
-    else if (part != "global" && part != "const" && part != "param" && part != "wb") return nullptr;
+    else if (part != "const" && part != "param" && part != "wb") return made;
   }
-  return nullptr;
+  return made;
 }
 
 }  // namespace
 
-Instruction instruction(const std::string& opcode) {
-  Instruction made;
-  made.execute = memory_access(opcode, made);
+Instruction instruction(const std::string& opcode, const std::string& shape) {
+  Instruction made = memory_access(opcode);
+  const std::string vector = std::to_string(made.elements);
+  std::string shapes = opcode[0] == 'l' ? vector + "1" : "1" + vector;
   for (const auto* table : {&arithmetic(), &kOthers}) {
-    if (const auto found = table->find(opcode); found != table->end()) made.execute = found->second;
+    const auto found = table->find(opcode);
+    if (found == table->end()) continue;
+    made.execute = found->second.execute;
+    shapes = found->second.shapes;
   }
   if (!made.execute) throw Violation("the opcode `" + opcode + "` is not known");
+  if ((" " + shapes + " ").find(" " + shape + " ") == std::string::npos) {
+    throw Violation("`" + opcode + "` is not known with operands of these numbers of registers: " + shape);
+  }
   return made;
 }
 
 void run(const Function& kernel, uintptr_t arguments) {
-  const size_t bytes = kernel.registers * sizeof(uint64_t);
-  if (bytes > Stacks::kBytes / 4 * 3) fail("the kernel has more registers than a thread's stack holds");
-  auto* registers = static_cast<uint64_t*>(alloca(bytes));
+  auto* registers = static_cast<uint64_t*>(alloca(kernel.registers * sizeof(uint64_t)));
   std::memcpy(registers, kernel.start.data(), kernel.start.size() * sizeof(uint64_t));
   for (const auto& [index, offset] : kernel.arguments) registers[index] = arguments + offset;
   for (const auto& [index, value] : kernel.special) registers[index] = value();
@@ -249,17 +269,22 @@ void run(const Function& kernel, uintptr_t arguments) {
 }
 
 void declare(int arch, const std::string& path, const std::map<uintptr_t, std::string>& names) {
-  auto& program = programs[{path, arch}];
-  if (!program) {
+  auto known = programs.find({path, arch});
+  if (known == programs.end()) {
     std::stringstream text;
     text << std::ifstream(path).rdbuf();
-    program = std::make_unique<Program>(path, text.str());
+    known = programs.emplace(std::pair(path, arch), std::make_unique<Program>(path, text.str())).first;
   }
+  Program& program = *known->second;
   for (const auto& [kernel, name] : names) {
-    const auto found = program->functions.find(name);
-    if (found == program->functions.end()) throw Violation(path + " has no kernel " + name);
-    kernels[{reinterpret_cast<const void*>(kernel), arch}] = {program.get(), found->second.get()};
+    const auto found = program.functions.find(name);
+    if (found == program.functions.end()) throw Violation(path + " has no kernel " + name);
+    kernels[{reinterpret_cast<const void*>(kernel), arch}] = {&program, found->second.get()};
   }
+}
+
+void forget_shared_accesses() {
+  for (auto& [key, program] : programs) program->module.shared.forget_accesses();
 }
 
 const Kernel* find(const void* kernel, int arch) {

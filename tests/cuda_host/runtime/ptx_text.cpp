@@ -61,6 +61,7 @@ class Reader : Tokens {
  public:
   Reader(Program& program, const std::string& text) : Tokens(program.module.path, text), program_(program) {
     while (!at_end()) top_level();
+    for (const auto& [name, function] : program.functions) check_calls(name, *function);
     if (shared_end_ > Program::kDynamicOffset)
       refuse("more static shared memory than all kernels of one file may have");
     program_.module.shared.declare(std::move(shared_));
@@ -131,10 +132,10 @@ class Reader : Tokens {
     function_ = fresh.get();
     registers_ = kTrue + 1;
     if (!kernel && peek() == "(") function_->results = parameters(false);
-    function_->name = next();
+    const std::string name = next();
     if (peek() == "(") function_->parameters = parameters(kernel);
     if (accept(";")) {  // declared, and defined later
-      program_.functions.try_emplace(function_->name, std::move(fresh));
+      program_.functions.try_emplace(name, std::move(fresh));
       return;
     }
     while (peek() != "{") {
@@ -145,7 +146,7 @@ class Reader : Tokens {
       if (directive == ".maxntid") function_->max_threads = threads;
       else if (directive != ".minnctapersm") refuse("`" + directive + "` is not known");
     }
-    auto& place = program_.functions[function_->name];
+    auto& place = program_.functions[name];
     if (place) {  // keeps the address that calls have taken
       *place = std::move(*fresh);
       function_ = place.get();
@@ -157,37 +158,7 @@ class Reader : Tokens {
       if (!labels_.count(label)) refuse("no label `" + label + "`");
       function_->code[instruction].target = labels_[label];
     }
-    number_registers();
-  }
-
-  // Those that a thread starts with come first, then the others in the order in which they occur.
-  void number_registers() {
-    constexpr uint32_t kNone = ~0u;
-    Function& f = *function_;
-    f.start = {1};
-    std::vector<uint32_t> numbers(registers_, kNone);
-    numbers[kTrue] = kTrue;
-    for (const auto& [value, index] : constants_) {
-      numbers[index] = uint32_t(f.start.size());
-      f.start.push_back(value);
-    }
-    f.registers = uint32_t(f.start.size());
-    const auto renumber = [&](uint32_t& index) {
-      if (numbers[index] == kNone) numbers[index] = f.registers++;
-      index = numbers[index];
-    };
-    for (auto& [index, value] : f.special) renumber(index);
-    for (auto& [index, offset] : f.arguments) renumber(index);
-    for (std::vector<uint32_t>* slots : {&f.parameters, &f.results})
-      std::for_each(slots->begin(), slots->end(), renumber);
-    for (Instruction& i : f.code) {
-      renumber(i.guard);
-      std::for_each(i.registers.begin(), i.registers.begin() + i.count, renumber);
-    }
-    for (Call& call : f.calls) {
-      for (std::vector<uint32_t>* slots : {&call.arguments, &call.results})
-        std::for_each(slots->begin(), slots->end(), renumber);
-    }
+    number_registers(*function_, registers_, constants_);
   }
 
   std::vector<uint32_t> parameters(bool kernel) {
@@ -237,9 +208,15 @@ class Reader : Tokens {
       else if (word == ".reg") registers();
       else if (word == ".shared") next(), variable(true, false);
       else if (word == ".param") next(), next(), slot(next()), expect(";");
-      else if (peek(1) == ":") labels_[next()] = uint32_t(function_->code.size()), next();
+      else if (peek(1) == ":") label();
       else statement();
     }
+  }
+
+  void label() {
+    const std::string name = next();
+    expect(":");
+    if (!labels_.emplace(name, function_->code.size()).second) refuse("a second label `" + name + "` in one function");
   }
 
   void registers() {
@@ -256,6 +233,21 @@ class Reader : Tokens {
       }
     } while (accept(","));
     expect(";");
+  }
+
+  // Registers lie on the stack of the thread.
+  void check_calls(const std::string& name, const Function& function) const {
+    size_t most = 0;
+    for (const Call& call : function.calls) {
+      if (call.callee->code.empty()) refuse("`" + name + "` calls a function that is not defined");
+      if (!call.callee->calls.empty()) refuse("calls in a function that is called are not known");
+      if (call.arguments.size() != call.callee->parameters.size()) refuse("a call with another number of arguments");
+      if (call.results.size() != call.callee->results.size()) refuse("a call with another number of results");
+      most = std::max(most, size_t(call.callee->registers));
+    }
+    if ((function.registers + most) * sizeof(uint64_t) > Stacks::kBytes / 4 * 3) {
+      refuse("`" + name + "` has more registers than a thread's stack holds");
+    }
   }
 
   // --- instructions --------------------------------------------------------------------------------------------------
@@ -282,37 +274,44 @@ class Reader : Tokens {
       while (accept("|")) append(operands.back(), operand());
       if (peek() != ";") expect(",");
     }
-    if (opcode.rfind("ld.param", 0) == 0 && operands[1].slot) return moved(operands[0], operands[1]);
-    if (opcode.rfind("st.param", 0) == 0 && operands[0].slot) return moved(operands[1], operands[0], true);
+    std::string shape;
+    for (const Operand& each : operands) shape += std::to_string(each.registers.size());
+    if (std::any_of(operands.begin(), operands.end(), [](const Operand& each) { return each.slot; })) {
+      return between_slot_and_register(opcode, operands);
+    }
     Instruction made;
     try {
-      made = instruction(opcode);
+      made = instruction(opcode, shape);
     } catch (const Violation& unknown) {
       refuse(unknown.what());
     }
-    size_t count = 0;
     for (const Operand& each : operands) {
       if (!each.symbol.empty()) jumps_.emplace_back(function_->code.size(), each.symbol);
+      if (each.offset && made.space == Space::none) refuse("`" + opcode + "` is not known with an offset");
       made.offset += each.offset;
-      for (uint32_t index : each.registers) {
-        if (count == made.registers.size()) refuse("too many operands");
-        made.registers[count++] = index;
-      }
+      for (uint32_t index : each.registers) made.registers[made.count++] = index;
     }
-    made.count = uint32_t(count);
-    if (made.elements == 1 && !operands.empty()) made.elements = uint32_t(operands[0].registers.size());
+    if (made.space == Space::none && !operands.empty()) made.elements = uint32_t(operands[0].registers.size());
     return made;
   }
 
-  Instruction moved(const Operand& one, const Operand& other, bool to_other = false) {
-    Instruction made = instruction("mov.b64");
+  // A parameter of a call is stored or loaded: one register moves to another.
+  Instruction between_slot_and_register(const std::string& opcode, const std::vector<Operand>& operands) {
+    const std::string type = opcode.substr(opcode.size() - 2);
+    const bool whole = operands.size() == 2 && operands[0].offset + operands[1].offset == 0 &&
+                       operands[0].registers.size() + operands[1].registers.size() == 2 &&
+                       (type == "32" || type == "64");
+    if (!whole || opcode.rfind(operands[0].slot ? "st.param." : "ld.param.", 0) != 0) {
+      refuse("`" + opcode + "` is not known for a parameter of a call");
+    }
+    Instruction made = instruction("mov.b64", "11");
+    made.registers = {operands[0].registers[0], operands[1].registers[0]};
     made.count = 2;
-    made.registers[0] = (to_other ? other : one).registers[0];
-    made.registers[1] = (to_other ? one : other).registers[0];
     return made;
   }
 
-  static void append(Operand& operand, const Operand& more) {
+  void append(Operand& operand, const Operand& more) const {
+    if (!more.symbol.empty()) refuse("`" + more.symbol + "` is no register");
     operand.registers.insert(operand.registers.end(), more.registers.begin(), more.registers.end());
   }
 
@@ -328,7 +327,7 @@ class Reader : Tokens {
     made.callee = callee.get();
     if (accept(",")) list(made.arguments);
     expect(";");
-    Instruction made_instruction = instruction("call");
+    Instruction made_instruction = instruction("call", "");
     made_instruction.target = uint32_t(function_->calls.size());
     function_->calls.push_back(std::move(made));
     return made_instruction;
@@ -384,7 +383,10 @@ class Reader : Tokens {
 
   int64_t integer() {
     const bool negative = accept("-");
-    const uint64_t magnitude = std::stoull(next(), nullptr, 0);
+    const std::string word = next();
+    size_t read = 0;
+    const uint64_t magnitude = std::stoull(word, &read, 0);
+    if (read != word.size() && word.substr(read) != "U") refuse("the number `" + word + "` is not known");
     return int64_t(negative ? -magnitude : magnitude);
   }
 

@@ -67,9 +67,9 @@ struct Device {
   int cluster_blocks_nonportable;
   int threads_per_multiprocessor;
   int blocks_per_multiprocessor;
+  int shared_bytes_reserved;  // taken by the system for every resident block
 };
 constexpr int kSharedBytesPerBlock = 48 * 1024;  // without that attribute
-constexpr int kSharedBytesReserved = 1024;       // taken by the system for every resident block
 constexpr int kThreadsPerBlock = 1024;
 int device_count();
 const Device& device(int index);
