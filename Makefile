@@ -68,7 +68,7 @@ BUDGET ?= 480
 RESULTS ?= docs/results
 .PHONY: gpu
 gpu:  ## on a machine with a GPU: build, test, measure and check there, into docs/results/<device>
-	$(PYTHON) bench/gpu --budget $(BUDGET) --stages '$(STAGES)' --results $(RESULTS) $(ARGS)
+	@$(PYTHON) bench/gpu --budget $(BUDGET) --stages '$(STAGES)' --results $(RESULTS) $(ARGS)
 
 .PHONY: lint
 lint: setup  ## check the style of every source, and the types

@@ -23,8 +23,8 @@ SOURCES = [ROOT / "csrc" / "cuda" / f"{op.stem}.cu" for op in sorted((ROOT / "cs
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 # Of a multiprocessor (CUDA C++ Programming Guide, "Technical specifications per compute capability"): 64 warps, 32
-# blocks and 65536 registers, given to warps by 256 and to four warps at once; shared memory, of which each block takes
-# 1 KiB besides its own.
+# blocks and 65536 registers, a quarter for each of four schedulers, given to warps by 256; shared memory, of which each
+# block takes 1 KiB besides its own.
 WARPS, BLOCKS, REGISTERS = 64, 32, 65536
 SHARED_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228}
 
@@ -45,7 +45,7 @@ class Kernel(NamedTuple):
         """How many of its largest blocks a multiprocessor holds."""
         warps = (self.threads + 31) // 32
         warp_registers = (self.registers * 32 + 255) // 256 * 256
-        by_registers = REGISTERS // warp_registers // 4 * 4 // ((warps + 3) // 4 * 4)
+        by_registers = REGISTERS // 4 // warp_registers * 4 // warps
         return min(BLOCKS, WARPS // warps, by_registers, SHARED_KIB[self.arch] * 1024 // (self.shared_bytes + 1024))
 
     @property

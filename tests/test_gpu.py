@@ -321,6 +321,40 @@ def test_an_unreadable_sanitizer_log_is_no_clean_bill(tmp_path):
     assert not text.passed(stage)
 
 
+@pytest.mark.parametrize("words", ["Error: Device not supported.", "Error: Target application terminated"])
+def test_only_a_device_that_is_not_supported_skips_the_sanitizer(built, monkeypatch, words):
+    """Any other end before the first item is a failure of ours to look into."""
+    script = f"""#!/usr/bin/env bash
+while [[ $1 == --* ]]; do [[ $1 == --log-file ]] && log=${{2//%p/$$}}; shift 2; done
+echo "========= {words}" > "$log"
+echo what the process said
+exit 1
+"""
+    tool(built / "bin", "compute-sanitizer", script)
+    monkeypatch.setenv("PATH", str(built / "bin"), prepend=os.pathsep)
+    assert run(built, "--stages", "sanitize") == ("Target" in words)
+    stage = record_of(built)["stages"]["sanitize"]
+    assert stage["state"] == ("failed" if "Target" in words else "skipped")
+    assert "what the process said" in stage["log"]
+    if "Target" not in words:
+        assert stage["why"] == f"compute-sanitizer cannot watch this device: {words}"
+
+
+def test_a_chart_that_cannot_be_drawn_costs_no_table(built, monkeypatch, capsys):
+    from gpu import render
+
+    def fail(*_):
+        raise IndexError("no device")
+
+    monkeypatch.setattr(render.plot, "draw", fail)
+    assert run(built, "--stages", "bench-norm") == 0
+    (path,) = (built / "results" / "cpu").glob("*.json")
+    capsys.readouterr()
+    render.main(path)
+    assert "no chart of norm: IndexError: no device" in capsys.readouterr().err
+    assert "rms_norm forward kernel float32 6x64" in path.with_suffix(".md").read_text()
+
+
 def test_what_a_sanitizer_found_before_it_was_cut_off_stays():
     def found(errors, *words, **more):
         return {"errors": errors, "words": list(words), **more}

@@ -23,7 +23,11 @@ def here():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 @pytest.mark.parametrize("sees", [True, False], ids=["a GPU that torch cannot use", "no GPU"])
 def test_a_machine_without_a_gpu_gets_one_line(tmp_path, sees):
-    tool(tmp_path / "bin", "nvidia-smi", "#!/bin/sh\n" + ("echo 'NVIDIA H100, 580.65.06'" if sees else "exit 9"))
+    tool(
+        tmp_path / "bin",
+        "nvidia-smi",
+        "#!/bin/sh\n" + ("echo 'Note, this driver is new'; echo 'NVIDIA H100, 580.65.06'" if sees else "exit 9"),
+    )
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     result = subprocess.run([sys.executable, str(ROOT / "bench" / "gpu")], env=env, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
@@ -145,6 +149,8 @@ def test_every_file_with_tests_of_a_gpu_is_known():
     *known, _, mark = stages.cuda_tests()
     assert mark == "cuda" and len(holding) > 10 and holding <= set(known)
     assert len(known) < 2 * len(holding)
+    own = [Path(path).name.startswith("test_cuda") for path in known]
+    assert own == sorted(own, reverse=True) and own[0]  # what only a device can answer comes first
 
 
 def test_the_sanitizer_is_found_in_the_toolkit(monkeypatch, tmp_path):

@@ -147,6 +147,10 @@ def _kept(record: Record, name: str) -> bool:
     return record.stage(name).get("state") == DONE and not record.stage(name)["errors"]
 
 
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-LOG_CHARACTERS:] if log.exists() else ""
+
+
 def _stage(name: str, record: Record, context: Context, seconds: float, again: bool) -> None:
     started, saved = time.monotonic(), 0.0
     spent = 0.0 if again else record.stage(name).get("seconds", 0.0)
@@ -171,7 +175,7 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
     try:
         ending = STAGES[name](work, seconds)
     except Skipped as why:
-        save(known, SKIPPED, why=str(why))
+        save(known, SKIPPED, why=str(why), log=_end_of(work.log))
         _say(f"{name}: {text.line(record.stage(name))}")
         return
     except KeyboardInterrupt:
@@ -180,8 +184,8 @@ def _stage(name: str, record: Record, context: Context, seconds: float, again: b
         raise
     progress = work.progress()
     more = {"log": "", **_tools(work)}
-    if (ending is not None or progress.errors) and work.log.exists():
-        more["log"] = work.log.read_text(errors="replace")[-LOG_CHARACTERS:]
+    if ending is not None or progress.errors:
+        more["log"] = _end_of(work.log)
     if ending is not None and not progress.left and progress.done:
         ending = None  # it fell at the last item, whose error says so
     if ending is not None or (name == "build" and progress.errors):

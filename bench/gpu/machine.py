@@ -122,8 +122,8 @@ def _nvidia_smi() -> tuple[str, str] | None:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = [line.rsplit(", ", 1) for line in result.stdout.splitlines() if ", " in line]
-    return (lines[0][0], lines[0][1]) if result.returncode == 0 and lines else None
+    found = re.search(r"^(.+), ([\d.]+)$", result.stdout, re.MULTILINE)
+    return (found[1], found[2]) if result.returncode == 0 and found else None
 
 
 def nvcc() -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bigmodel.benchmarks import model, plot, report
 from bigmodel.benchmarks.goals import DEFAULT_PAGES
+from bigmodel.benchmarks.harness import in_a_line
 from bigmodel.benchmarks.journal import Progress
 from bigmodel.benchmarks.run import report_of
 from gpu import text
@@ -82,8 +83,8 @@ def main(path: Path) -> None:
         chart = path.with_name(f"{path.stem}-{each.group}.png")
         try:
             plot.draw(each, chart)
-        except ImportError as error:
-            print(f"no chart of {each.group}: {error}", file=sys.stderr)
+        except Exception as error:  # the table is worth more than the chart
+            print(f"no chart of {each.group}: {in_a_line(error)}", file=sys.stderr)
         else:
             charts[each.group] = chart
             print(chart)

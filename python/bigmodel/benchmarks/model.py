@@ -13,6 +13,7 @@ import argparse
 import gc
 import statistics
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def measure_turns(device: str, journal: Journal, seconds: float | None = None) -
         try:
             found = measure(item.split()[0], device)
         except Exception as error:  # the other variant's figures stay of use
+            traceback.print_exc()
             journal.error(item, in_a_line(error))
         else:
             journal.end(item, **found)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import chain, zip_longest
@@ -182,6 +183,7 @@ def measure_groups(
         try:
             row = measure(cases[item], timer, effort)
         except Exception as error:
+            traceback.print_exc()
             journal.error(item, in_a_line(error))
             if device == "cuda" and _lost():
                 sys.exit(DEVICE_LOST)
