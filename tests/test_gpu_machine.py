@@ -23,11 +23,8 @@ def here():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 @pytest.mark.parametrize("sees", [True, False], ids=["a GPU that torch cannot use", "no GPU"])
 def test_a_machine_without_a_gpu_gets_one_line(tmp_path, sees):
-    tool(
-        tmp_path / "bin",
-        "nvidia-smi",
-        "#!/bin/sh\n" + ("echo 'Note, this driver is new'; echo 'NVIDIA H100, 580.65.06'" if sees else "exit 9"),
-    )
+    shown = "echo 'Note, the driver is new'; echo 'NVIDIA H100, 580.65.06'" if sees else "exit 9"
+    tool(tmp_path / "bin", "nvidia-smi", f"#!/bin/sh\n{shown}")
     env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     result = subprocess.run([sys.executable, str(ROOT / "bench" / "gpu")], env=env, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
