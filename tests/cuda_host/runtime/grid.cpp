@@ -6,7 +6,6 @@
 
 #include "access.h"
 #include "memory.h"
-#include "ptx.h"
 #include "report.h"
 
 namespace cuda_host {
@@ -33,8 +32,7 @@ void leave(Fibre& from, Block& block) {
 }
 
 void live() {
-  if (grid->ptx) ptx::run(*grid->ptx, grid->arguments);
-  else grid->call(grid->kernel, reinterpret_cast<const void*>(grid->arguments));
+  grid->call(grid->code, reinterpret_cast<const void*>(grid->arguments));
   Thread& thread = *current;
   thread.state = Thread::State::exited;
   ++thread.block->exited;

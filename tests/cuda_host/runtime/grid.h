@@ -99,15 +99,12 @@ struct Cluster {
 };
 
 struct Module;
-namespace ptx {
-struct Function;
-}
 
 struct Grid {
   LaunchShape shape;
   const void* kernel;
   KernelCall call;
-  const ptx::Function* ptx;  // what runs instead of `call`, or null
+  const void* code;  // what `call` runs: the kernel itself, or the PTX that stands for it
   uintptr_t arguments, arguments_end;
   Module* module;
   Cluster cluster;

@@ -154,8 +154,8 @@ void launch(const LaunchShape& shape, const void* kernel, KernelCall call, const
       throw Violation("the launch gives " + std::to_string(arguments_bytes) + " bytes of arguments, and the PTX has " +
                       std::to_string(ptx->function->argument_bytes));
     }
-    Grid grid{shape, kernel, call, ptx ? ptx->function : nullptr, begin, begin + arguments_bytes, &module, {}, 0,
-              {},    {},     {}};
+    const void* const code = ptx ? ptx->function : kernel;
+    Grid grid{shape, kernel, ptx ? ptx::run : call, code, begin, begin + arguments_bytes, &module, {}, 0, {}, {}, {}};
     if (!launched_on.empty()) launched_on[size_t(current_device())] = true;
     run(grid);
     check_shared(module.shared, shape.dynamic_shared_bytes);

@@ -110,8 +110,8 @@ const std::map<std::string, Operation>& arithmetic();
 // then the others in the order in which they occur. There are `count` of them before.
 void number_registers(Function& function, uint32_t count, const std::map<uint64_t, uint32_t>& constants);
 
-// What the running thread of a kernel does.
-void run(const Function& kernel, uintptr_t arguments);
+// What the running thread of a kernel does, which is a Function: a KernelCall.
+void run(const void* kernel, const void* arguments);
 
 // By the address of a C++ kernel, the entry of the PTX at `path` that is executed in its place on devices of one
 // architecture (75, 80, 90) while `execute` is set.

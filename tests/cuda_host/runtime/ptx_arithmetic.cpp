@@ -1,4 +1,7 @@
 // The opcodes that only read and write registers.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <algorithm>
 #include <cfenv>
 #include <cmath>
@@ -21,19 +24,7 @@ using s32 = int32_t;
 using s64 = int64_t;
 using f32 = float;
 using f64 = double;
-#ifdef __aarch64__
-using f16 = __fp16;
-#else
-using f16 = _Float16;
-#endif
-
-template <class To, class From>
-To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  std::memcpy(&result, &value, sizeof result);
-  return result;
-}
+using f16 = Half;
 
 // --- floating point --------------------------------------------------------------------------------------------------
 float flushed(float value) { return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value; }
@@ -94,13 +85,9 @@ double reciprocal_approximate(double value) {
                          kUpper);
 }
 
-b16 to_bf16(float value) {
-  if (value != value) return 0x7fff;
-  const auto bits = bits_as<uint32_t>(value);
-  return b16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+b16 to_bf16(float value) { return __float2bfloat16_rn(value).bits; }
 
-b16 to_f16(float value) { return value != value ? b16(0x7fff) : bits_as<b16>(f16(value)); }
+b16 to_f16(float value) { return value != value ? b16(0x7fff) : __float2half_rn(value).bits; }
 
 // Rounds towards zero and clamps. NaN gives 0, but the highest bit alone where either side has 64 bits.
 template <class To, class From>
@@ -163,28 +150,18 @@ void move(Frame& f, const Instruction& i) {
   }
 }
 
-// The destination is of type To, the sources a, b and c of type From.
-#define UNARY(opcode, To, From, expression)                      \
-  table[opcode] = {[](Frame& f, const Instruction& i) {          \
-                     const auto a = f.get<From>(i.registers[1]); \
-                     f.set<To>(i.registers[0], To(expression));  \
-                   },                                            \
-                   "11"}
-#define BINARY(opcode, To, From, expression)                     \
-  table[opcode] = {[](Frame& f, const Instruction& i) {          \
-                     const auto a = f.get<From>(i.registers[1]); \
-                     const auto b = f.get<From>(i.registers[2]); \
-                     f.set<To>(i.registers[0], To(expression));  \
-                   },                                            \
-                   "111"}
-#define TERNARY(opcode, To, From, expression)                    \
-  table[opcode] = {[](Frame& f, const Instruction& i) {          \
-                     const auto a = f.get<From>(i.registers[1]); \
-                     const auto b = f.get<From>(i.registers[2]); \
-                     const auto c = f.get<From>(i.registers[3]); \
-                     f.set<To>(i.registers[0], To(expression));  \
-                   },                                            \
-                   "1111"}
+// The destination is of type To, the sources a, b and c, as many as there are, of type From.
+#define OPERATION(shape, opcode, To, From, expression)                            \
+  table[opcode] = {[](Frame& f, const Instruction& i) {                           \
+                     [[maybe_unused]] const auto a = f.get<From>(i.registers[1]); \
+                     [[maybe_unused]] const auto b = f.get<From>(i.registers[2]); \
+                     [[maybe_unused]] const auto c = f.get<From>(i.registers[3]); \
+                     f.set<To>(i.registers[0], To(expression));                   \
+                   },                                                             \
+                   shape}
+#define UNARY(opcode, To, From, expression) OPERATION("11", opcode, To, From, expression)
+#define BINARY(opcode, To, From, expression) OPERATION("111", opcode, To, From, expression)
+#define TERNARY(opcode, To, From, expression) OPERATION("1111", opcode, To, From, expression)
 #define COMPARE(name, T, expression) BINARY("setp." name "." #T, u64, T, expression)
 #define CONVERT(name, To, From, expression) UNARY("cvt" name "." #To "." #From, To, From, expression)
 

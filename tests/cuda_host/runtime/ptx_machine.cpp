@@ -55,10 +55,11 @@ uintptr_t shared_address(uint64_t offset) {
 
 uintptr_t address_of(const Frame& f, const Instruction& i, uint32_t index) {
   const uint64_t value = f.registers[index] + uint64_t(i.offset);
+  if (i.space == Space::generic) return value;
   const uintptr_t address = i.space == Space::shared ? shared_address(value) : value;
   uint32_t rank;
   const bool shared = grid->module->shared.offset(address, rank) != SharedMemory::kOutside;
-  if (i.space != Space::generic && shared != (i.space == Space::shared)) {
+  if (shared != (i.space == Space::shared)) {
     fail(name(*current) + " takes an address " + (shared ? "in" : "outside") + " shared memory (" + hex(address) +
          ") for " + (shared ? "one in global memory" : "one in it") + " at " + name(site(i)));
   }
@@ -112,7 +113,7 @@ void wait(Frame& f, const Instruction& i) { wait_copies(f.registers[i.registers[
 
 // --- meetings --------------------------------------------------------------------------------------------------------
 void block_barrier(Frame& f, const Instruction& i) {
-  if (i.count != 1 || f.registers[i.registers[0]] != 0) fail("a barrier of a part of the block is not known");
+  if (f.registers[i.registers[0]] != 0) fail("a barrier of a part of the block is not known");
   sync_block(Vote::none, 0, site(i));
 }
 
@@ -126,7 +127,7 @@ void cluster_wait(Frame&, const Instruction& i) { wait_cluster(site(i)); }
 
 // Counts the threads of the block whose predicate holds.
 void block_count(Frame& f, const Instruction& i) {
-  if (i.count != 3 || f.registers[i.registers[1]] != 0) fail("a barrier of a part of the block is not known");
+  if (f.registers[i.registers[1]] != 0) fail("a barrier of a part of the block is not known");
   f.set(i.registers[0], sync_block(Vote::count, int(f.registers[i.registers[2]]), site(i)));
 }
 
@@ -169,14 +170,11 @@ void vote_all(Frame& f, const Instruction& i) {
   f.set(i.registers[0], uint64_t(ballot("__all_sync", f, i) == f.get<uint32_t>(i.registers[2])));
 }
 
-void reduce_add(Frame& f, const Instruction& i) {
-  f.set(i.registers[0], meet_warp(WarpOperation::add, "__reduce_add_sync", f.get<uint32_t>(i.registers[2]),
-                                  f.get<uint32_t>(i.registers[1]), 0, site(i)));
-}
-
-void reduce_max(Frame& f, const Instruction& i) {
-  f.set(i.registers[0], meet_warp(WarpOperation::max_signed, "__reduce_max_sync", f.get<uint32_t>(i.registers[2]),
-                                  f.get<uint32_t>(i.registers[1]), 0, site(i)));
+template <WarpOperation operation>
+void reduce(Frame& f, const Instruction& i) {
+  const char* what = operation == WarpOperation::add ? "__reduce_add_sync" : "__reduce_max_sync";
+  f.set(i.registers[0],
+        meet_warp(operation, what, f.get<uint32_t>(i.registers[2]), f.get<uint32_t>(i.registers[1]), 0, site(i)));
 }
 
 const std::map<std::string, Operation> kOthers = {
@@ -203,8 +201,8 @@ const std::map<std::string, Operation> kOthers = {
     {"vote.sync.ballot.b32", {vote_ballot, "111"}},
     {"vote.sync.any.pred", {vote_any, "111"}},
     {"vote.sync.all.pred", {vote_all, "111"}},
-    {"redux.sync.add.u32", {reduce_add, "111"}},
-    {"redux.sync.max.s32", {reduce_max, "111"}},
+    {"redux.sync.add.u32", {reduce<WarpOperation::add>, "111"}},
+    {"redux.sync.max.s32", {reduce<WarpOperation::max_signed>, "111"}},
 };
 
 const std::map<std::string, std::pair<Execute, Execute>> kTypes = {
@@ -259,10 +257,12 @@ Instruction instruction(const std::string& opcode, const std::string& shape) {
   return made;
 }
 
-void run(const Function& kernel, uintptr_t arguments) {
+void run(const void* function, const void* arguments) {
+  const auto& kernel = *static_cast<const Function*>(function);
   auto* registers = static_cast<uint64_t*>(alloca(kernel.registers * sizeof(uint64_t)));
   std::memcpy(registers, kernel.start.data(), kernel.start.size() * sizeof(uint64_t));
-  for (const auto& [index, offset] : kernel.arguments) registers[index] = arguments + offset;
+  for (const auto& [index, offset] : kernel.arguments)
+    registers[index] = reinterpret_cast<uintptr_t>(arguments) + offset;
   for (const auto& [index, value] : kernel.special) registers[index] = value();
   Frame frame{kernel, registers, kernel.code.data()};
   run(frame);
